@@ -1,0 +1,53 @@
+"""The family of likelihoods p(x|z)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pyro.distributions import Distribution
+from torch import Tensor
+
+from pyro_vae.component import Component
+from pyro_vae.part import Part, Shapes
+
+# Which data a likelihood of each support can score: values in {0, 1}, in [0, 1], anywhere.
+SCORES: dict[str, tuple[str, ...]] = {
+    "binary": ("binary",),
+    "unit": ("binary", "unit"),
+    "real": ("binary", "unit", "real"),
+}
+
+
+class Likelihood(Component, family="likelihood"):
+    """p(x|z). A subclass holds the fields and builds a `LikelihoodModule`."""
+
+    support: ClassVar[str] = "real"
+
+    def param_shape(self, data_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of decoder outputs that one datum needs."""
+        return data_shape
+
+    def build(self, shapes: Shapes) -> LikelihoodModule:
+        raise NotImplementedError(f"{type(self).__name__} must write build(shapes)")
+
+
+class LikelihoodModule(Part):
+    """Turns decoder outputs `[..., *param_shape]` into a distribution over x."""
+
+    support: str = "real"
+
+    def __init__(self, shapes: Shapes):
+        super().__init__()
+        self.shapes = shapes
+
+    def forward(self, outputs: Tensor) -> Distribution:
+        """p(x | outputs), with `event_shape` equal to the data shape."""
+        raise NotImplementedError(f"{type(self).__name__} must write forward(outputs)")
+
+    def initial_output(self, x: Tensor) -> Tensor | None:
+        """Decoder outputs `[*param_shape]` that fit training data `x [N, *data]` without z."""
+        return None
+
+    def warnings(self) -> list[str]:
+        """What a reader of log p(x) under this fitted likelihood should know."""
+        return []

@@ -1,0 +1,28 @@
+"""The Bernoulli likelihood for binary data."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+
+from pyro_vae.likelihoods.base import Likelihood, LikelihoodModule
+from pyro_vae.part import Shapes
+
+
+class Bernoulli(Likelihood, name="bernoulli"):
+    """p(x|z) = prod_d p_d^x_d (1 - p_d)^(1 - x_d), p = sigmoid(decoder(z)); x in {0, 1}."""
+
+    support = "binary"
+
+    def build(self, shapes: Shapes) -> LikelihoodModule:
+        return BernoulliModule(shapes)
+
+
+class BernoulliModule(LikelihoodModule):
+    support = "binary"
+
+    def forward(self, outputs):
+        return dist.Bernoulli(logits=outputs).to_event(len(self.shapes.data))
+
+    def initial_output(self, x):
+        # Burda et al. (arXiv:1509.00519): logit of the mean image, clipped.
+        return x.float().mean(0).clamp(0.001, 0.999).logit()

@@ -1,0 +1,91 @@
+"""The Gaussian likelihood, with its four ways to have a sigma."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pyro_vae.likelihoods.base import Likelihood, LikelihoodModule
+from pyro_vae.part import Shapes
+
+
+class Gaussian(Likelihood, name="gaussian"):
+    """p(x|z) = N(x; decoder(z), sigma^2), constants kept: "L2 loss" is an honest log-likelihood.
+
+    sigma: `fixed` at `scale`; one `learned` number; `per_pixel` (one learned number a pixel); or
+    `predicted` by the decoder. A sigma that is not fixed stays at or above `floor`, in units of x
+    (arXiv:2006.13202 on why it matters).
+    """
+
+    sigma: Literal["fixed", "learned", "per_pixel", "predicted"] = "learned"
+    scale: float = Field(default=1.0, gt=0)
+    floor: float = Field(default=1e-2, gt=0)
+
+    @model_validator(mode="after")
+    def _scale_above_floor(self):
+        if self.sigma != "fixed" and self.scale < self.floor:
+            raise ValueError(f"scale {self.scale} lies below floor {self.floor}; lower the floor")
+        return self
+
+    def param_shape(self, data_shape):
+        return (2, *data_shape) if self.sigma == "predicted" else data_shape
+
+    def build(self, shapes: Shapes) -> LikelihoodModule:
+        return GaussianModule(shapes, self)
+
+
+class GaussianModule(LikelihoodModule):
+    def __init__(self, shapes: Shapes, spec: Gaussian):
+        super().__init__(shapes)
+        self.sigma, self.floor, self.scale = spec.sigma, spec.floor, spec.scale
+        if spec.sigma in ("learned", "per_pixel"):
+            shape = shapes.data if spec.sigma == "per_pixel" else ()
+            self.log_sigma = nn.Parameter(torch.full(shape, math.log(spec.scale)))
+
+    def forward(self, outputs):
+        event_dim = len(self.shapes.data)
+        if self.sigma == "predicted":
+            loc, raw = outputs.unbind(-event_dim - 1)
+            scale = raw.clamp(math.log(self.floor), 10.0).exp()
+        else:
+            loc = outputs
+            scale = self.fitted_sigma().to(outputs).expand(self.shapes.data)
+        return dist.Normal(loc, scale).to_event(event_dim)
+
+    def fitted_sigma(self) -> Tensor:
+        if self.sigma == "fixed":
+            return torch.tensor(self.scale)
+        return self.log_sigma.exp().clamp_min(self.floor)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> None:
+        # The spread of the data without z: constant pixels start, and stay, at the floor.
+        if self.sigma == "learned":
+            self.log_sigma.copy_((x - x.mean(0)).square().mean().sqrt().clamp_min(self.floor).log())
+        elif self.sigma == "per_pixel":
+            self.log_sigma.copy_(x.std(0, correction=0).clamp_min(self.floor).log())
+
+    def initial_output(self, x):
+        if self.sigma != "predicted":
+            return x.mean(0)
+        return torch.stack([x.mean(0), x.std(0, correction=0).clamp_min(self.floor).log()])
+
+    @torch.no_grad()
+    def warnings(self):
+        if self.sigma != "per_pixel" and self.sigma != "learned":
+            return []
+        sigma = self.fitted_sigma()
+        count = int((sigma <= self.floor * (1 + 1e-6)).sum())
+        if count == 0:
+            return []
+        shift = count * math.log(10)
+        return [
+            f"{count} of {sigma.numel()} sigmas stand at their floor of {self.floor:g}: a floor "
+            f"ten times lower would move log p(x) by up to {shift * self.shapes.num_pixels / sigma.numel():.0f} nats per datum, "
+            "so log p(x) says more about the floor than about the model"
+        ]

@@ -1,0 +1,107 @@
+"""The family of networks: declarations that build a map from one shape to another."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.component import Component
+from pyro_vae.errors import SpecError
+
+Activation = Literal["tanh", "relu", "elu", "silu", "gelu", "softplus", "leaky_relu"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+    "leaky_relu": nn.LeakyReLU,
+}
+
+
+class Network(Component, family="network"):
+    """A map from `in_shape` to `out_shape`. Write `build` for one batch dimension; the rest is done.
+
+    `build(in_shape, out_shape)` returns a module that maps `[n, *in_shape]` to `[n, *out_shape]`
+    (or to anything with as many elements per row).
+    """
+
+    def build(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
+        raise NotImplementedError(f"{type(self).__name__} must write build(in_shape, out_shape)")
+
+    def make(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Net:
+        """The built map, with leading dimensions and initialization taken care of."""
+        return Net(self.build(in_shape, out_shape), in_shape, out_shape)
+
+
+class Net(nn.Module):
+    """Any leading dimensions in front of `in_shape`: `[..., *in_shape]` to `[..., *out_shape]`."""
+
+    def __init__(self, body: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]):
+        super().__init__()
+        self.body = body
+        self.in_shape = tuple(in_shape)
+        self.out_shape = tuple(out_shape)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        leading = inputs.shape[: inputs.dim() - len(self.in_shape)]
+        if inputs.shape[len(leading) :] != self.in_shape:
+            raise ValueError(
+                f"a network for inputs [..., {', '.join(map(str, self.in_shape))}] was given "
+                f"{tuple(inputs.shape)}"
+            )
+        outputs = self.body(inputs.reshape(-1, *self.in_shape))
+        if outputs.numel() != math.prod(leading) * math.prod(self.out_shape):
+            raise ValueError(
+                f"{type(self.body).__name__} returned {tuple(outputs.shape)} for "
+                f"{math.prod(leading)} rows; expected rows of shape {self.out_shape}"
+            )
+        return outputs.reshape(*leading, *self.out_shape)
+
+    @torch.no_grad()
+    def set_output_bias(self, value: Tensor) -> bool:
+        """Let the last layer's bias put out `value [*out_shape]`, or its mean per channel.
+
+        Returns whether a bias was found that fits; a network without one keeps its start.
+        """
+        biases = [m.bias for m in self.body.modules() if isinstance(_bias(m), nn.Parameter)]
+        if not biases:
+            return False
+        last = biases[-1]
+        if last.numel() == value.numel():
+            last.copy_(value.reshape(last.shape))
+        elif value.numel() % last.numel() == 0:
+            last.copy_(value.reshape(last.numel(), -1).mean(1).reshape(last.shape))
+        else:
+            return False
+        return True
+
+
+def _bias(module: nn.Module):
+    return getattr(module, "bias", None)
+
+
+def dense(num_inputs: int, num_outputs: int, *, he: bool = False) -> nn.Linear:
+    """A linear layer with Glorot-uniform (or He-normal) weights and zero biases."""
+    layer = nn.Linear(num_inputs, num_outputs)
+    if he:
+        nn.init.kaiming_normal_(layer.weight)
+    else:
+        nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """`(channels, height, width)` of a shape whose last two dimensions are the picture's."""
+    if len(shape) < 2:
+        raise SpecError(
+            f"network 'conv' needs pictures [..., height, width]; got data of shape {shape}; "
+            "mlp, gated_mlp and linear fit"
+        )
+    return math.prod(shape[:-2]), shape[-2], shape[-1]

@@ -1,0 +1,44 @@
+"""What a component builds: a module that is built from shapes, bound to its VAE, initialized.
+
+Every part is built from shapes alone; then `bind(vae)` lets it reach another part by an
+unregistered reference, so that no weight is stored twice; then `initialize(x)` sets what comes
+from the training data (an output bias, pseudo-inputs, a scale).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Shapes of one datum and of its latent, without batch dimensions."""
+
+    data: tuple[int, ...]
+    latent: tuple[int, ...]
+
+    @property
+    def num_pixels(self) -> int:
+        return math.prod(self.data)
+
+    @property
+    def latent_dim(self) -> int:
+        return math.prod(self.latent)
+
+
+class Part(nn.Module):
+    """Base of the modules that priors, guides and likelihoods build."""
+
+    def bind(self, vae: Any) -> None:
+        """Called once after every part is built."""
+
+    def refer(self, name: str, module: nn.Module) -> None:
+        """Keep a reference that is not registered: its weights stay with their owner."""
+        self.__dict__[name] = module
+
+    def initialize(self, x: Tensor) -> None:
+        """Set what comes from training data `x [N, *data]`, before the first step."""

@@ -1,0 +1,37 @@
+"""The family of priors p(z)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pyro
+from pyro.distributions import Distribution
+from torch import Tensor
+
+from pyro_vae.component import Component
+from pyro_vae.part import Part, Shapes
+
+
+class Prior(Component, family="prior"):
+    """p(z). A subclass holds the fields and builds a `PriorModule`."""
+
+    support: ClassVar[str] = "real"
+    needs_guide_density: ClassVar[bool] = False  # does p(z) evaluate q(z|u) at any z?
+
+    def build(self, shapes: Shapes) -> PriorModule:
+        raise NotImplementedError(f"{type(self).__name__} must write build(shapes)")
+
+
+class PriorModule(Part):
+    """Makes the latent's sample statement. A single-site prior writes `distribution`."""
+
+    def __init__(self, shapes: Shapes):
+        super().__init__()
+        self.shapes = shapes
+
+    def distribution(self, y: Tensor | None = None) -> Distribution:
+        """p(z), with `event_shape` equal to the latent's shape."""
+        raise NotImplementedError(f"{type(self).__name__} must write distribution(y)")
+
+    def forward(self, y: Tensor | None = None) -> Tensor:
+        return pyro.sample("z", self.distribution(y))
