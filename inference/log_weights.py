@@ -1,0 +1,217 @@
+"""One pass over a pair: latents, log p and log q per site, per particle and datum.
+
+Everything else (importance weights, the ELBO, KL terms, latent usage) is a function of the record
+made here; nothing else traces a model for estimation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from inference.errors import PairError
+from inference.isolation import own_randomness, own_store, validation
+from inference.pair import GivenSubsample, Pair, as_arguments, examine, frame_of, sample_sites
+
+PARTICLES = "_num_particles_vectorized"
+
+
+@dataclass(frozen=True)
+class LogWeights:
+    """K draws z_k ~ q(z|x_n) of every datum, scored.
+
+    `latents[name]` is `[K, ...]` with the site's own batch and event dimensions; `log_p[name]` and
+    `log_q[name]` are unscaled log-densities in nats, `[K, N]` (or `[K]` for `plate=None`), summed
+    over everything but particles and the data plate. `model_fn` and `guide_fn` are the
+    distributions themselves.
+    """
+
+    latents: dict[str, Tensor]
+    log_p: dict[str, Tensor]
+    log_q: dict[str, Tensor]
+    observed: tuple[str, ...]
+    model_fn: dict[str, Any]
+    guide_fn: dict[str, Any]
+
+    @property
+    def log_weight(self) -> Tensor:
+        """log w_k = log p(x, z_k) - log q(z_k|x), in nats."""
+        return sum(self.log_p.values()) - sum(self.log_q.values())  # type: ignore[return-value]
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """log p(x|z_k): the observed sites."""
+        return sum(self.log_p[name] for name in self.observed)  # type: ignore[return-value]
+
+
+def log_weights(
+    model: Callable,
+    guide: Callable,
+    *arguments: Tensor,
+    num_particles: int = 1,
+    plate: str | None = "data",
+) -> LogWeights:
+    """Draw `num_particles` latents per datum from the guide and score them under both programs.
+
+        log w_nk = log p(x_n, z_nk) - log q(z_nk | x_n),   z_nk ~ q(z|x_n)
+
+    Args:
+        model, guide: any Pyro pair whose per-datum sites stand in a plate as long as the batch.
+        arguments: tensors `[N, ...]`.
+        num_particles: K.
+        plate: name of the data plate, or None for one joint weight per particle.
+    Returns: a `LogWeights` record; it carries gradients unless under `torch.no_grad()`.
+    Raises: `PairError` if the pair's sites, shapes, supports or plates do not fit.
+    """
+    arguments = as_arguments(arguments)
+    with own_store():
+        pair = evidence_pair(examine(model, guide, arguments, plate))
+        return Scorer(pair, arguments)(arguments, num_particles)
+
+
+def evidence_pair(pair: Pair) -> Pair:
+    """The pair, if log p(x) per datum is a question it can answer. Raises `PairError`."""
+    if pair.scaled_sites:
+        raise PairError(
+            f"site '{pair.scaled_sites[0]}' is scaled by poutine.scale; the evidence of a scaled "
+            "density is not defined: remove the scale for this call"
+        )
+    if pair.plate is not None and pair.global_sites:
+        raise PairError(
+            f"site '{pair.global_sites[0]}' stands outside plate '{pair.plate}', so log p(x) does "
+            "not split by datum; ask for one joint evidence with plate=None"
+        )
+    return pair
+
+
+class Scorer:
+    """Scores batches of one pair, with particles in a plate of their own where that is exact.
+
+    Particles stand in an outer plate, so that the guide's network sees each datum once. Networks
+    that cannot take `[particles, batch, ...]` (a `.view`, a convolution) are found by comparing
+    with one particle at a time, and served by repeating each datum K times.
+    """
+
+    def __init__(self, pair: Pair, arguments: tuple[Tensor, ...]):
+        self.pair = pair
+        few = arguments if pair.whole else tuple(a[:4] for a in arguments)
+        with own_randomness(0), torch.no_grad():
+            self.folded = not self._plate_is_exact(few)
+
+    def __call__(
+        self, arguments: tuple[Tensor, ...], num_particles: int, subset: Tensor | None = None
+    ) -> LogWeights:
+        with validation(False):
+            if self.folded:
+                return self._fold(arguments, num_particles)
+            return self._vectorize(arguments, num_particles, subset)
+
+    def _plate_is_exact(self, arguments: tuple[Tensor, ...]) -> bool:
+        """Does the particle plate give what one particle at a time gives?"""
+        pair = self.pair
+        subset = None
+        if pair.subsampling == "own":
+            subset = torch.arange(pair.subsample_size, device=arguments[0].device)
+        failure = None
+        try:
+            together = self._vectorize(arguments, 3, subset)
+        except Exception as error:  # whatever a foreign network raises on unknown dimensions
+            failure = error
+        if failure is None:
+            for k in range(3):
+                values = {name: value[k] for name, value in together.latents.items()}
+                alone = self._score(
+                    _with_subset(pair.model, pair, subset), arguments, values, shift=0
+                )
+                close = all(
+                    torch.allclose(alone[name], together.log_p[name][k], rtol=1e-3, atol=1e-3)
+                    for name in alone
+                )
+                if not close:
+                    break
+            else:
+                return True
+        if pair.whole:
+            reason = failure or "its log p differs from one particle at a time"
+            raise PairError(
+                "the model cannot take a leading dimension of particles, and a pair that runs on "
+                f"all its data only cannot repeat each datum instead: {reason}"
+            )
+        return False
+
+    def _score(self, fn, arguments, values, shift: int) -> dict[str, Tensor]:
+        trace = poutine.trace(poutine.condition(fn, data=values)).get_trace(*arguments)
+        return {
+            name: _reduce(site, self.pair, particles=False)
+            for name, site in sample_sites(trace).items()
+        }
+
+    def _vectorize(self, arguments, num_particles: int, subset: Tensor | None) -> LogWeights:
+        pair = self.pair
+
+        def in_plate(fn):
+            fn = _with_subset(fn, pair, subset)
+
+            def run(*args):
+                with pyro.plate(PARTICLES, num_particles, dim=-pair.max_plate_nesting - 1):
+                    return fn(*args)
+
+            return run
+
+        guide_trace = poutine.trace(in_plate(pair.guide)).get_trace(*arguments)
+        replayed = poutine.replay(in_plate(pair.model), trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*arguments)
+        return _record(model_trace, guide_trace, lambda s: _reduce(s, pair, particles=True))
+
+    def _fold(self, arguments, num_particles: int) -> LogWeights:
+        pair = self.pair
+        repeated = tuple(a.repeat_interleave(num_particles, 0) for a in arguments)
+        guide_trace = poutine.trace(pair.guide).get_trace(*repeated)
+        replayed = poutine.replay(pair.model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*repeated)
+
+        def unfold(site):
+            return _reduce(site, pair, particles=False).reshape(-1, num_particles).T
+
+        return _record(model_trace, guide_trace, unfold)
+
+
+def _with_subset(fn, pair: Pair, subset: Tensor | None):
+    return fn if subset is None else GivenSubsample(pair.plate, subset)(fn)  # type: ignore[arg-type]
+
+
+def _record(model_trace, guide_trace, reduce) -> LogWeights:
+    in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
+    latents = {n: s["value"] for n, s in in_model.items() if not s["is_observed"]}
+    return LogWeights(
+        latents=latents,
+        log_p={name: reduce(site) for name, site in in_model.items()},
+        log_q={name: reduce(site) for name, site in in_guide.items() if not site["is_observed"]},
+        observed=tuple(name for name, site in in_model.items() if site["is_observed"]),
+        model_fn={name: site["fn"] for name, site in in_model.items()},
+        guide_fn={name: site["fn"] for name, site in in_guide.items()},
+    )
+
+
+def _reduce(site, pair: Pair, *, particles: bool) -> Tensor:
+    """Sum a site's log-density over everything but particles and the data plate, unscaled."""
+    log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
+    kept = []
+    if particles:
+        kept.append(-pair.max_plate_nesting - 1)
+    if frame_of(site, pair.plate) is not None:
+        kept.append(pair.data_dim)
+    if log_prob.dim() < pair.max_plate_nesting + particles:
+        missing = pair.max_plate_nesting + particles - log_prob.dim()
+        log_prob = log_prob.reshape((1,) * missing + tuple(log_prob.shape))
+    summed = [d for d in range(-log_prob.dim(), 0) if d not in kept]
+    return log_prob.sum(summed) if summed else log_prob
+

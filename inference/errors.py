@@ -1,0 +1,23 @@
+"""What can go wrong, by who can mend it."""
+
+from __future__ import annotations
+
+
+class InferenceError(Exception):
+    """Base of every error that `inference` raises on purpose."""
+
+
+class RequestError(InferenceError, ValueError):
+    """An argument was wrong: the message names it, its value, and what was expected."""
+
+
+class PairError(RequestError):
+    """Model and guide do not fit each other, or cannot answer the question that was asked."""
+
+
+class CheckpointError(RequestError):
+    """A checkpoint is missing, damaged, or belongs to another training."""
+
+
+class NonFiniteError(InferenceError, ArithmeticError):
+    """A loss, gradient or weight became NaN or infinite; the message names the first culprit."""

@@ -1,0 +1,1 @@
+"""Estimates of log p(x), each with its error."""

@@ -1,0 +1,99 @@
+"""The evidence lower bound, split into reconstruction and KL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.kl import analytic_kl
+from inference.log_weights import LogWeights
+from inference.pair import Data
+from inference.tiles import tiled
+
+
+@dataclass(frozen=True)
+class Bound:
+    """ELBO = E_q[log p(x|z)] - sum over sites of E_q[KL(q(z_i|.) || p(z_i|.))], nats per datum.
+
+    `kl_kind[site]` says whether a site's term is `analytic` or `Monte Carlo`. `std_error` is the
+    Monte-Carlo error of the data set's mean ELBO, from independent draws.
+    """
+
+    elbo: float
+    elbo_std_error: float
+    reconstruction: float
+    kl: dict[str, float]
+    kl_kind: dict[str, str]
+    num_samples: int
+    per_datum: Tensor
+
+    def __str__(self) -> str:
+        terms = ", ".join(f"KL({n}) {v:.3f} ({self.kl_kind[n]})" for n, v in self.kl.items())
+        return (
+            f"ELBO = {self.elbo:.3f} +- {self.elbo_std_error:.2g} nats per datum: reconstruction "
+            f"{self.reconstruction:.3f}, {terms}."
+        )
+
+
+def bound(
+    model: Callable,
+    guide: Callable,
+    data: Data,
+    *,
+    num_samples: int = 10,
+    seed: int = 0,
+    plate: str | None = "data",
+) -> Bound:
+    """The ELBO of a pair on `data`, with its KL terms in closed form where one is known.
+
+    Raises: `PairError` as `log_marginal`.
+    """
+    draws: list[Tensor] = []  # [K, n] of each tile
+    likelihood: list[Tensor] = []
+    terms: dict[str, list[Tensor]] = {}
+    kinds: dict[str, str] = {}
+    with tiled(
+        model, guide, data, num_samples, seed=seed, plate=plate, whole_rows=True
+    ) as tiles:
+        for start in tiles.rows():
+            tile = tiles.tile(start)
+            record = tiles.score(tile)
+
+            def rows(score: Tensor, tile=tile) -> Tensor:
+                return score.double().reshape(num_samples, -1)[:, tile.skip :]
+
+            total = rows(record.log_likelihood)
+            likelihood.append(total)
+            for name, log_q in record.log_q.items():
+                # Auxiliary guide sites have no counterpart in the model.
+                term = rows(log_q - record.log_p[name] if name in record.log_p else log_q)
+                kinds[name] = "Monte Carlo"
+                closed = None if tiles.scorer.folded else _closed_form(record, name)
+                if closed is not None and closed.numel() == log_q.numel():
+                    term, kinds[name] = rows(closed), "analytic"
+                terms.setdefault(name, []).append(term)
+                total = total - term
+            draws.append(total)
+    every = torch.cat(draws, 1)  # [K, N]
+    error = every.std(0).square().sum().sqrt() / every.shape[1] / math.sqrt(num_samples)
+    return Bound(
+        elbo=float(every.mean()),
+        elbo_std_error=float(error) if num_samples > 1 else math.nan,
+        reconstruction=float(torch.cat(likelihood, 1).mean()),
+        kl={name: float(torch.cat(parts, 1).mean()) for name, parts in terms.items()},
+        kl_kind=kinds,
+        num_samples=num_samples,
+        per_datum=every.mean(0).cpu(),
+    )
+
+
+def _closed_form(record: LogWeights, name: str) -> Tensor | None:
+    """KL of one site with the site's batch shape, if both densities are known in closed form."""
+    q, p = record.guide_fn[name], record.model_fn.get(name)
+    if p is None or q.batch_shape != p.batch_shape or q.event_shape != p.event_shape:
+        return None
+    return analytic_kl(q, p)

@@ -1,0 +1,164 @@
+"""An estimate of log p(x) that carries its uncertainty."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """log p(x_n) for n = 1..N, in nats, with what is known about each value's error.
+
+    Args:
+        value: `[N]` float64, the estimates.
+        std_error: `[N]`, Monte-Carlo standard error of each value; NaN for one sample.
+        ess: `[N]`, effective sample size of the weights.
+        khat: `[N]`, Pareto tail index; -inf for constant weights, NaN where it is unknown.
+        elbo: `[N]`, the mean log-weight, a lower bound on log p(x) by KL(q || p(z|x)).
+        quantity: what is estimated, e.g. "log p(x)".
+        bias_direction: in words.
+        tile: `(data, samples)` of one tile; equal tiles give bit-equal results.
+
+    `mean` is the data set's mean; `mc_std_error` the part of its error that more samples would
+    remove, `bias_estimate` the part they remove more slowly (about -1/2 mean s_n^2, which does not
+    shrink with N), and `test_std_error` = sd(value)/sqrt(N) the error for the population that the
+    data come from, which already contains the Monte-Carlo part.
+    """
+
+    value: Tensor
+    std_error: Tensor
+    ess: Tensor
+    khat: Tensor
+    elbo: Tensor
+    quantity: str
+    estimator: str
+    num_samples: int
+    bias_direction: str
+    khat_threshold: float
+    tile: tuple[int, int]
+    seed: int
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def num_data(self) -> int:
+        return len(self.value)
+
+    @property
+    def mean(self) -> float:
+        return float(self.value.mean())
+
+    @property
+    def mc_std_error(self) -> float:
+        return float(self.std_error.square().sum().sqrt() / self.num_data)
+
+    @property
+    def test_std_error(self) -> float:
+        if self.num_data < 2:
+            return math.nan
+        return float(self.value.std() / math.sqrt(self.num_data))
+
+    @property
+    def bias_estimate(self) -> float:
+        return float(-0.5 * self.std_error.square().mean())
+
+    @property
+    def elbo_mean(self) -> float:
+        return float(self.elbo.mean())
+
+    @property
+    def median_ess(self) -> float:
+        return float(self.ess.median())
+
+    @property
+    def num_khat_bad(self) -> int:
+        return int((self.khat > self.khat_threshold).sum())
+
+    @property
+    def num_khat_unknown(self) -> int:
+        return int(self.khat.isnan().sum())
+
+    @property
+    def khat_bad_share(self) -> float:
+        """Share of data above the threshold, among those whose k-hat is known (NaN if none)."""
+        known = self.num_data - self.num_khat_unknown
+        return self.num_khat_bad / known if known else math.nan
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The per-datum tensors by name."""
+        return {
+            "value": self.value,
+            "std_error": self.std_error,
+            "ess": self.ess,
+            "khat": self.khat,
+            "elbo": self.elbo,
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The scalars by name, for JSON."""
+        return {
+            "quantity": self.quantity,
+            "estimator": self.estimator,
+            "num_samples": self.num_samples,
+            "num_data": self.num_data,
+            "log_px": self.mean,
+            "mc_std_error": self.mc_std_error,
+            "bias_estimate": self.bias_estimate,
+            "test_std_error": self.test_std_error,
+            "bias_direction": self.bias_direction,
+            "khat_bad_share": self.khat_bad_share,
+            "khat_threshold": self.khat_threshold,
+            "khat_unknown": self.num_khat_unknown,
+            "median_ess": self.median_ess,
+            "elbo": self.elbo_mean,
+            "tile": list(self.tile),
+            "seed": self.seed,
+            "seconds": self.seconds,
+        }
+
+    def __str__(self) -> str:
+        """One honest paragraph."""
+        unknown = self.num_khat_unknown
+        at_least = "at least " if self.num_khat_bad else ""
+        said = [
+            f"{self.quantity} = {self.mean:.3f} nats per datum (mean of {self.num_data}), by "
+            f"{self.estimator} with {self.num_samples} samples each."
+        ]
+        if self.num_samples == 1:
+            said.append(
+                "One sample tells nothing about its own error, and its expectation is the ELBO, "
+                "not log p(x): use more samples."
+            )
+        else:
+            said.append(
+                f"Monte-Carlo standard error {at_least}{self.mc_std_error:.2g}; estimated bias "
+                f"{at_least and 'beyond '}{self.bias_estimate:.2g} (the estimate is "
+                f"{self.bias_direction}); "
+                f"median effective sample size {self.median_ess:.0f} of {self.num_samples}."
+            )
+        if self.num_data > 1:
+            said.append(
+                f"For new data from the same source the mean is uncertain by "
+                f"{self.test_std_error:.2g} (one standard error), whatever the samples; compare "
+                "models pairwise on the same data."
+            )
+        if self.num_khat_bad:
+            said.append(
+                f"For {self.num_khat_bad} data the weights' Pareto k-hat exceeds "
+                f"{self.khat_threshold:.2f}: their errors may be much larger than printed."
+            )
+        elif self.num_samples > 1 and not unknown:
+            said.append(
+                f"No k-hat exceeds {self.khat_threshold:.2f}, so the guide covers what it has seen."
+            )
+        if unknown:
+            said.append(
+                f"k-hat is unknown for {unknown} data: too few samples to see the weights' tail."
+            )
+        said += self.notes
+        return " ".join(said)
+

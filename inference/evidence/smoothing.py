@@ -1,0 +1,72 @@
+"""The tail of importance weights: generalized Pareto fit and k-hat, vectorized over data.
+
+References: Vehtari, Simpson, Gelman, Yao, Gabry, arXiv:1507.02646 (PSIS and k-hat);
+Zhang and Stephens 2009, Technometrics 51 (the Pareto fit).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MIN_TAIL = 5  # a Pareto shape is not fitted to fewer draws
+
+
+def khat_threshold(num_samples: int) -> float:
+    """Above min(1 - 1/log10 K, 0.7) the standard error of K draws is not to be believed."""
+    if num_samples <= 10:
+        return 0.0
+    return min(1 - 1 / math.log10(num_samples), 0.7)
+
+
+def tail_length(num_samples: int) -> int:
+    """min(K/5, 3 sqrt K), rounded up: the number of largest weights the fit looks at."""
+    return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
+
+
+def pareto_khat(log_weights: Tensor, *, resolution: Tensor | float = 0.0) -> Tensor:
+    """Pareto k-hat of each row's weights.
+
+    Args:
+        log_weights: `[N, K]`, nats.
+        resolution: `[N]`; a spread of log-weights within it is rounding, not variation.
+    Returns: `[N]` float64. -inf for constant weights; NaN where there are too few draws, or too
+        few distinct ones, for a tail.
+    """
+    log_weights = log_weights.double()
+    count, num_samples = log_weights.shape
+    tail = tail_length(num_samples)
+    khat = torch.full((count,), math.nan, dtype=torch.float64, device=log_weights.device)
+    if tail >= MIN_TAIL:
+        top = torch.topk(log_weights, tail + 1, dim=1).values.flip(1)  # ascending, cutoff first
+        weights = (top - top[:, -1:]).exp()
+        excess = weights[:, 1:] - weights[:, :1]
+        usable = (excess[:, 0] >= 0) & (excess[:, tail // 4] > 0) & torch.isfinite(top[:, -1])
+        # Rows in slices: the fit holds [rows, grid, tail] numbers.
+        for rows in usable.nonzero().squeeze(1).split(256):
+            khat[rows] = pareto_shape(excess[rows])
+    constant = log_weights.amax(1) - log_weights.amin(1) <= resolution
+    if num_samples > 1:
+        khat[constant] = -math.inf
+    return khat
+
+
+def pareto_shape(excess: Tensor) -> Tensor:
+    """Shape k of a generalized Pareto distribution fitted to ascending excesses `[N, M]`.
+
+    A quasi-Bayesian average over Zhang and Stephens' grid, then shrunk to 0.5 with the weight of
+    ten draws as in PSIS.
+    """
+    m = excess.shape[1]
+    grid = 30 + int(math.sqrt(m))
+    steps = torch.arange(1, grid + 1, dtype=excess.dtype, device=excess.device)
+    quartile = excess[:, int(m / 4 + 0.5) - 1].unsqueeze(1)
+    b = (1 - torch.sqrt(grid / (steps - 0.5))) / (3 * quartile) + 1 / excess[:, -1:]  # [N, grid]
+    k = torch.log1p(-b.unsqueeze(2) * excess.unsqueeze(1)).mean(2)
+    profile = m * (torch.log(-b / k) - k - 1)
+    weight = profile.softmax(1)
+    best = (b * weight).sum(1, keepdim=True)
+    shape = torch.log1p(-best * excess).mean(1)
+    return (m * shape + 10 * 0.5) / (m + 10)

@@ -1,0 +1,38 @@
+"""KL(q || p) in closed form, where one exists."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import MultivariateNormal, Normal
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+from torch.distributions.kl import _KL_REGISTRY  # noqa: F401  (registers torch's own pairs)
+
+
+def analytic_kl(q, p) -> Tensor | None:
+    """KL(q || p) in nats with the distributions' batch shape, or None where no form is known.
+
+    Knows what torch and Pyro know, and full-covariance against diagonal Gaussians:
+    KL = 1/2 [ tr(P^-1 S) + (m_p - m_q)' P^-1 (m_p - m_q) - L + ln |P| - ln |S| ].
+    """
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        pass
+    full_q, full_p = _as_multivariate(q), _as_multivariate(p)
+    if full_q is None or full_p is None:
+        return None
+    return kl_divergence(full_q, full_p)
+
+
+def _as_multivariate(fn):
+    if isinstance(fn, torch.distributions.MultivariateNormal):
+        return fn
+    if (
+        isinstance(fn, Independent)
+        and fn.reinterpreted_batch_ndims == 1
+        and isinstance(fn.base_dist, Normal | torch.distributions.Normal)
+    ):
+        base = fn.base_dist
+        return MultivariateNormal(base.loc, scale_tril=torch.diag_embed(base.scale))
+    return None

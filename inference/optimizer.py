@@ -1,0 +1,128 @@
+"""One torch optimizer for all parameters, behind Pyro's optimizer interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+
+from inference.errors import NonFiniteError, RequestError
+
+# Optimizers whose step is something else than one update from the gradients at hand.
+_UNFIT = {"LBFGS", "SparseAdam", "Optimizer"}
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """A torch optimizer by name, in any case. Raises `RequestError` naming the choices."""
+    choices = {
+        key.lower(): cls
+        for key, cls in vars(torch.optim).items()
+        if isinstance(cls, type)
+        and issubclass(cls, torch.optim.Optimizer)
+        and key not in _UNFIT
+    }
+    if name.lower() not in choices:
+        raise RequestError(f"optimizer: '{name}' is unknown. Choices: {', '.join(sorted(choices))}")
+    return choices[name.lower()]
+
+
+class SingleOptimizer(PyroOptim):
+    """A `PyroOptim` that drives *one* torch optimizer, with global clipping and a schedule.
+
+    Pyro's own builds one optimizer per tensor, so that nothing fuses and clipping is per tensor.
+    Parameters are kept in the order of their names: the update does not depend on set order.
+
+    Args:
+        name: a torch optimizer, e.g. "adam".
+        learning_rate: multiplied by `factor`, which the training loop sets before each step.
+        options: further arguments of the optimizer.
+        clip_norm: largest global gradient norm, or None.
+    Raises: `NonFiniteError` before anything is touched, if a gradient is NaN or infinite.
+    """
+
+    def __init__(
+        self,
+        name: str = "adam",
+        learning_rate: float = 1e-3,
+        options: Mapping[str, Any] | None = None,
+        clip_norm: float | None = None,
+    ):
+        self.cls = optimizer_class(name)
+        self.options = {"lr": learning_rate, **(options or {})}
+        if self.cls in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+            self.options.setdefault("fused", True)
+        try:
+            self.cls([torch.zeros(1, requires_grad=True)], **self.options)
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"optimizer '{name}': {error}") from None
+        super().__init__(self.cls, self.options)
+        self.learning_rate = learning_rate
+        self.clip_norm = clip_norm
+        self.factor = 1.0
+        self.grad_norm = 0.0
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.names: list[str] = []
+        self._params: list[Tensor] = []
+        self._pending: dict[str, dict] = {}
+
+    def __call__(self, params, *args: Any, **kwargs: Any) -> None:
+        self.adopt(params)
+        assert self.optimizer is not None
+        used = [p for p in self._params if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in used])  # type: ignore[misc]
+        self.grad_norm = float(norm)
+        if not torch.isfinite(norm):
+            bad = next(
+                (n for n, p in zip(self.names, self._params, strict=True) if _bad_gradient(p)),
+                None,
+            )
+            what = f"the gradient of parameter '{bad}'" if bad else "the norm of all gradients"
+            raise NonFiniteError(f"{what} is not finite")
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(used, self.clip_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * self.factor
+        self.optimizer.step(*args, **kwargs)
+
+    def adopt(self, params) -> None:
+        """Take on parameters not seen before; states that wait for them are loaded."""
+        store = pyro.get_param_store()
+        known = {id(p) for p in self._params}
+        new = sorted((store.param_name(p), p) for p in params if id(p) not in known)
+        if not new:
+            return
+        self.names += [name for name, _ in new]
+        self._params += [p for _, p in new]
+        if self.optimizer is None:
+            self.optimizer = self.cls([p for _, p in new], **self.options)
+        else:
+            self.optimizer.add_param_group({"params": [p for _, p in new]})
+        for name, p in new:
+            if name in self._pending:
+                self.optimizer.state[p] = self._pending.pop(name)
+
+    def get_state(self) -> dict[str, dict[str, Any]]:
+        """The optimizer's state by parameter name: tensors and plain numbers."""
+        if self.optimizer is None:
+            return {}
+        state = self.optimizer.state
+        return {
+            name: dict(state[p])
+            for name, p in zip(self.names, self._params, strict=True)
+            if p in state
+        }
+
+    def set_state(self, state_dict: dict[str, dict[str, Any]]) -> None:
+        """Take a state of `get_state`, now or when its parameters first appear."""
+        self._pending = dict(state_dict)
+        for name, p in zip(self.names, self._params, strict=True):
+            if name in self._pending and self.optimizer is not None:
+                self.optimizer.state[p] = self._pending.pop(name)
+
+
+def _bad_gradient(p: Tensor) -> bool:
+    return p.grad is not None and not bool(torch.isfinite(p.grad).all())

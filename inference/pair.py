@@ -1,0 +1,273 @@
+"""A Pyro (model, guide) pair, looked at once: its sites, its plate, and whether the two fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import constraints
+
+from inference.errors import PairError, RequestError
+from inference.isolation import own_randomness, validation
+
+Data = Tensor | tuple[Tensor, ...]
+
+
+def as_arguments(data: Data, name: str = "data") -> tuple[Tensor, ...]:
+    """`x` or `(x, y, ...)` as a tuple of tensors with one common first dimension, all finite."""
+    arguments = tuple(data) if isinstance(data, tuple | list) else (data,)
+    for i, item in enumerate(arguments):
+        if not isinstance(item, Tensor):
+            raise RequestError(
+                f"{name}: argument {i} is a {type(item).__name__}; expected a tensor [N, ...] or a "
+                "tuple of tensors"
+            )
+        if item.dim() == 0 or len(item) == 0:
+            raise RequestError(f"{name}: shape {tuple(item.shape)} holds no data; expected [N, ...]")
+        if len(item) != len(arguments[0]):
+            raise RequestError(
+                f"{name}: arguments have {len(arguments[0])} and {len(item)} rows; every tensor "
+                "needs one row per datum"
+            )
+        if item.is_floating_point() and not bool(torch.isfinite(item).all()):
+            bad = ~torch.isfinite(item.reshape(len(item), -1)).all(1)
+            raise RequestError(
+                f"{name}: {int(bad.sum())} of {len(item)} data hold NaN or infinite values, the "
+                f"first in row {int(bad.nonzero()[0])}; remove or impute them"
+            )
+    return arguments
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one look at a pair tells.
+
+    `subsampling`: `none` (the plate is as long as the batch), `own` (the plate subsamples the
+    data it is handed) or `prescaled` (the plate declares the full data size and scales the batch).
+    `whole`: the pair runs on all its data only, never on a part (a plate of fixed size).
+    """
+
+    model: Callable
+    guide: Callable
+    plate: str | None
+    data_dim: int | None
+    max_plate_nesting: int
+    subsampling: str
+    subsample_size: int
+    full_size: int
+    whole: bool
+    event_numel: int
+    latents: tuple[str, ...]
+    global_sites: tuple[str, ...]
+    scaled_sites: tuple[str, ...]
+
+
+class GivenSubsample(Messenger):
+    """Let plates that subsample themselves take these indices instead of random ones."""
+
+    def __init__(self, plate: str, indices: Tensor):
+        super().__init__()
+        self.plate, self.indices = plate, indices
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample) and msg["name"] == self.plate and msg["value"] is None:
+            msg["value"] = self.indices
+            msg["done"] = True
+
+
+def sample_sites(trace) -> dict[str, Any]:
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not site_is_subsample(site)
+    }
+
+
+def frame_of(site, plate: str | None):
+    return next((f for f in site["cond_indep_stack"] if f.name == plate), None)
+
+
+def examine(
+    model: Callable, guide: Callable, arguments: tuple[Tensor, ...], plate: str | None
+) -> Pair:
+    """Look at a pair with a few data if it accepts few, else with all of them."""
+    few = tuple(a[:4] for a in arguments)
+    if plate is not None and len(arguments[0]) > 4:
+        try:
+            pair = look_at(model, guide, few, plate)
+            if pair.subsampling != "own":
+                return pair
+        except Exception:  # e.g. a plate of fixed size: all of the data tell what is wrong
+            pass
+        return replace(look_at(model, guide, arguments, plate), whole=True)
+    return look_at(model, guide, arguments, plate)
+
+
+def look_at(
+    model: Callable, guide: Callable, arguments: tuple[Tensor, ...], plate: str | None = "data"
+) -> Pair:
+    """Run model and guide once with Pyro's validation on, and check that they fit.
+
+    Raises `PairError` naming the site and both shapes.
+    """
+    with own_randomness(), validation(True), torch.no_grad():
+        try:
+            guide_trace = poutine.trace(guide).get_trace(*arguments)
+            free_trace = poutine.trace(model).get_trace(*arguments)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            raise PairError(
+                f"model and guide were called with {len(arguments)} tensor(s): {error}"
+            ) from error
+        _check_sites(free_trace, guide_trace, plate)
+        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*arguments)
+        for part in (trace, guide_trace):
+            try:
+                part.compute_log_prob()
+            except ValueError as error:
+                said = " ".join(str(error).split("\n\n")[0].split("Trace Shapes")[0].split())
+                raise PairError(f"{said[:400]}") from error
+
+    in_model, in_guide = sample_sites(trace), sample_sites(guide_trace)
+    every = [*in_model.values(), *in_guide.values()]
+    nesting = max(
+        (-f.dim for site in every for f in site["cond_indep_stack"] if f.vectorized), default=0
+    )
+    latents = tuple(name for name, site in in_model.items() if not site["is_observed"])
+    frames = [f for f in (frame_of(site, plate) for site in every) if f is not None]
+    if plate is not None and not frames:
+        held = sorted({f.name for site in every for f in site["cond_indep_stack"]})
+        raise PairError(
+            f"no site stands in a plate called '{plate}' (plates found: "
+            f"{', '.join(held) or 'none'}); name yours with plate=..., or plate=None for one joint "
+            "evidence"
+        )
+    size, full_size, subsampling = len(arguments[0]), len(arguments[0]), "none"
+    if frames:
+        frame = frames[0]
+        size, full_size = int(frame.size), int(frame.full_size or frame.size)
+        if size != full_size:
+            subsampling = "prescaled" if size == len(arguments[0]) else "own"
+        elif size != len(arguments[0]):
+            raise PairError(
+                f"plate '{plate}' has size {size}, but {len(arguments[0])} data were handed in; "
+                f"write pyro.plate('{plate}', len(x))"
+            )
+    return Pair(
+        model=model,
+        guide=guide,
+        plate=plate,
+        data_dim=frames[0].dim if frames else None,
+        max_plate_nesting=nesting,
+        subsampling=subsampling,
+        subsample_size=size,
+        full_size=full_size,
+        whole=subsampling == "own" or plate is None,
+        event_numel=max(math.prod(site["fn"].event_shape) for site in every),
+        latents=latents,
+        global_sites=tuple(
+            name
+            for name, site in {**in_guide, **in_model}.items()
+            if frame_of(site, plate) is None
+        ),
+        scaled_sites=tuple(name for name, site in in_model.items() if _user_scaled(site))
+        + tuple(name for name, site in in_guide.items() if _user_scaled(site)),
+    )
+
+
+def _user_scaled(site) -> bool:
+    expected = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.full_size and frame.size:
+            expected *= frame.full_size / frame.size
+    scale = site["scale"]
+    if isinstance(scale, Tensor):
+        return scale.numel() > 1 or not math.isclose(float(scale), expected, rel_tol=1e-5)
+    return not math.isclose(scale, expected, rel_tol=1e-5)
+
+
+def _check_sites(model_trace, guide_trace, plate: str | None) -> None:
+    in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
+    latents = {n: s for n, s in in_model.items() if not s["is_observed"]}
+    for name, site in in_guide.items():
+        if site["infer"].get("is_auxiliary") or site["is_observed"]:
+            continue
+        if name not in in_model:
+            raise PairError(
+                f"site '{name}' is sampled by the guide but not by the model (its latents: "
+                f"{_names(latents)}); rename one, or mark it infer={{'is_auxiliary': True}}"
+            )
+        if name not in latents:
+            raise PairError(f"site '{name}' is sampled by the guide but observed by the model")
+        _check_shapes(name, site, latents[name], plate)
+        _check_support(name, site, latents[name])
+    for name in latents:
+        if name not in in_guide:
+            raise PairError(
+                f"site '{name}' is latent in the model but missing from the guide (its sites: "
+                f"{_names(in_guide)}); sample it in both under one name"
+            )
+
+
+def _names(sites) -> str:
+    return ", ".join(sites) or "none"
+
+
+def _check_shapes(name: str, q, p, plate: str | None) -> None:
+    q_shape, p_shape = _shape(q), _shape(p)
+    if q_shape != p_shape:
+        plates = sorted({f.name for f in p["cond_indep_stack"]} ^ {f.name for f in q["cond_indep_stack"]})
+        where = f"plate '{plates[0]}'" if plates else f"plate '{plate}'"
+        raise PairError(
+            f"site '{name}': guide batch {q_shape[0]} event {q_shape[1]}, model batch "
+            f"{p_shape[0]} event {p_shape[1]}; is the {where} present in both, and is "
+            ".to_event() the same?"
+        )
+
+
+def _shape(site) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
+
+
+def _check_support(name: str, q, p) -> None:
+    if isinstance(_plain_fn(q["fn"]), dist.Delta):
+        inside = p["fn"].support.check(q["value"])
+    else:
+        q_support, p_support = _plain_support(q["fn"]), _plain_support(p["fn"])
+        whole_line = constraints.real
+        if q_support is whole_line and p_support is not whole_line:
+            raise PairError(
+                f"site '{name}': the guide draws from {q_support}, the model's support is "
+                f"{p_support}; transform the guide, e.g. with TransformedDistribution"
+            )
+        inside = p["fn"].support.check(q["value"])
+    if not bool(inside.all()):
+        raise PairError(
+            f"site '{name}': the guide drew a value outside the model's support "
+            f"{_plain_support(p['fn'])} (guide support: {_plain_support(q['fn'])})"
+        )
+
+
+def _plain_fn(fn):
+    while hasattr(fn, "base_dist") and isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def _plain_support(fn):
+    support = fn.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    if support in (constraints.real_vector, constraints.real):
+        return constraints.real
+    return support

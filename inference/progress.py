@@ -1,0 +1,57 @@
+"""A progress bar on standard error, or silence."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+
+class Progress:
+    """`with Progress("training", total, show) as bar: bar.advance(text="bound -98.2")`."""
+
+    def __init__(self, title: str, total: int, show: bool, unit: str = "steps", done: int = 0):
+        self.bar: Any = None
+        if not show:
+            return
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        self.bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=4,
+        )
+        self.task = self.bar.add_task(title, total=total, text="", completed=done)
+
+    def __enter__(self) -> Progress:
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def advance(self, count: int = 1, text: str | None = None) -> None:
+        if self.bar:
+            fields = {} if text is None else {"text": text}
+            self.bar.update(self.task, advance=count, **fields)

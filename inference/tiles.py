@@ -1,0 +1,117 @@
+"""Work over data x samples, cut into tiles that never depend on the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.isolation import derived_seed, modes, modules_of, own_randomness, own_store
+from inference.log_weights import LogWeights, Scorer, evidence_pair
+from inference.pair import Data, Pair, as_arguments, examine
+
+# Numbers in the largest site of one tile: 2^22 float32 fit in a processor's last cache level.
+TILE_NUMBERS = 2**22
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Data `start:stop`, samples `column:column + count`; `skip` leading rows were seen before."""
+
+    start: int
+    stop: int
+    column: int
+    count: int
+    skip: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """`num_data` x `num_samples`, cut by the problem's shapes.
+
+    Each tile has its own seed, so that tiles of one shape give the same numbers in any order.
+    """
+
+    pair: Pair
+    scorer: Scorer
+    arguments: tuple[Tensor, ...]
+    num_samples: int
+    data_per_tile: int
+    samples_per_tile: int
+    seed: int
+
+    @property
+    def num_data(self) -> int:
+        return len(self.arguments[0])
+
+    def rows(self) -> range:
+        return range(0, self.num_data, self.data_per_tile)
+
+    def columns(self) -> range:
+        return range(0, self.num_samples, self.samples_per_tile)
+
+    def tile(self, start: int, column: int = 0) -> Tile:
+        stop = min(start + self.data_per_tile, self.num_data)
+        count = min(self.samples_per_tile, self.num_samples - column)
+        # A pair that subsamples takes exactly its own number of indices: the last block overlaps.
+        first = max(0, stop - self.data_per_tile) if self.pair.subsampling == "own" else start
+        return Tile(first, stop, column, count, skip=start - first)
+
+    def score(self, tile: Tile) -> LogWeights:
+        """The record of one tile, with its own draws."""
+        torch.manual_seed(derived_seed(self.seed, tile.start + tile.skip, tile.column))
+        if self.pair.subsampling == "own":
+            subset = torch.arange(tile.start, tile.stop, device=self.arguments[0].device)
+            return self.scorer(self.arguments, tile.count, subset)
+        batch = tuple(a[tile.start : tile.stop] for a in self.arguments)
+        return self.scorer(batch, tile.count)
+
+    def draws(self, record: LogWeights, name: str, tile: Tile) -> Tensor:
+        """One latent site of a record as `[samples, data, units]`, float64."""
+        value = record.latents[name].double()
+        event_dim = record.model_fn[name].event_dim
+        data_axis = value.dim() - event_dim + self.pair.data_dim  # type: ignore[operator]
+        if self.scorer.folded:
+            rows = value.movedim(data_axis, 0).reshape(-1, tile.count, value[0].numel())
+            return rows.transpose(0, 1)
+        rows = value.movedim(data_axis, 1)
+        return rows.reshape(tile.count, rows.shape[1], -1)[:, tile.skip :]
+
+
+@contextmanager
+def tiled(
+    model: Callable,
+    guide: Callable,
+    data: Data,
+    num_samples: int,
+    *,
+    seed: int,
+    plate: str | None,
+    device: str | torch.device | None = None,
+    whole_rows: bool = False,
+) -> Iterator[Tiles]:
+    """Look at a pair and lay tiles over `data`; store, random state and modes are left as found.
+
+    With `whole_rows`, each tile holds all samples of its data.
+    Raises: `PairError`, `RequestError`.
+    """
+    arguments = as_arguments(data)
+    modules = modules_of(model, guide)
+    if device is not None:
+        arguments = tuple(a.to(device) for a in arguments)
+        for module in modules:
+            module.to(device)
+    with own_store(), own_randomness(seed), modes(modules, training=False), torch.no_grad():
+        pair = evidence_pair(examine(model, guide, arguments, plate))
+        rows = max(1, TILE_NUMBERS // pair.event_numel)
+        samples = num_samples if whole_rows else min(num_samples, rows)
+        data_per_tile = max(1, min(len(arguments[0]), rows // samples))
+        if pair.subsampling == "own":
+            data_per_tile = pair.subsample_size
+        elif pair.whole:
+            data_per_tile = len(arguments[0])
+        scorer = Scorer(pair, arguments)
+        yield Tiles(pair, scorer, arguments, num_samples, data_per_tile, samples, seed)
