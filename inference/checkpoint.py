@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -87,8 +88,20 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
     except TypeError as error:
         raise CheckpointError(f"an optimizer state holds what JSON cannot: {error}") from None
     owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    payload = serialize(owned, metadata={"pyro_vae": meta})
-    return write_atomically(Path(folder) / FILE, payload)
+    payload = serialize(owned, metadata={"pyro_vae": meta, "digest": _digest(meta, owned)})
+    path = write_atomically(Path(folder) / FILE, payload)
+    for left_over in path.parent.glob(f".{FILE}.*"):  # of a process killed while writing
+        left_over.unlink(missing_ok=True)
+    return path
+
+
+def _digest(meta: str, tensors: dict[str, Tensor]) -> str:
+    """A hash of everything in a checkpoint: one flipped bit shows."""
+    found = hashlib.blake2b(meta.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def write_atomically(path: Path, payload: bytes) -> Path:
@@ -114,10 +127,13 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no checkpoint here; train without resume first")
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["pyro_vae"])
+            metadata = file.metadata() or {}
+            meta = json.loads(metadata["pyro_vae"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if meta["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {meta['format']}, this version reads {FORMAT}")
+        if metadata["digest"] != _digest(metadata["pyro_vae"], tensors):
+            raise ValueError("its content does not match its digest")
         labels = ["current", "best"] if meta["has_best"] else ["current"]
         snapshots = {label: Snapshot({}, {}, {}) for label in labels}
         random: dict[str, Tensor] = {}

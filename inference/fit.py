@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ from inference.isolation import derived_seed, modes, modules_of, own_randomness,
 from inference.log_weights import Scorer
 from inference.objectives.elbo import ELBO
 from inference.optimizer import SingleOptimizer
-from inference.pair import Data, Pair, as_arguments, examine
+from inference.pair import Data, Pair, as_arguments, examine, head
 from inference.progress import Progress
 from inference.schedules import Constant, Schedule
 from inference.stopping import Stopping
@@ -142,10 +143,10 @@ def fit(
             batch_size=batch_size,
             device=device,
             plate=plate,
+            transform=batch_transform,
         )
         training.held_out, training.modules, training.seed = held_out, modules, seed
-        training.schedule, training.transform = schedule, batch_transform
-        training.epochs, training.patience = epochs, patience
+        training.schedule, training.epochs, training.patience = schedule, epochs, patience
         warmup = objective.warmup(training.steps_per_epoch)
         if warmup > training.total_steps:
             raise RequestError(
@@ -166,9 +167,8 @@ def fit(
             "engine": training.engine.name,
             "num_data": len(arguments[0]),
             "num_validation": 0 if held_out is None else len(held_out[0]),
+            "epochs": epochs,
         }
-        if schedule.depends_on_total:
-            settings["epochs"] = epochs
         state = State()
         torch.manual_seed(seed)
         if resume:
@@ -378,12 +378,17 @@ class Training:
             history=state.history,
         )
 
+    def may_grow(self, before: int | None, epochs: int) -> bool:
+        """May a training meant for `before` epochs go on to `epochs`?"""
+        return before is not None and before <= epochs and not self.schedule.depends_on_total
+
     def restore(self, saved: Checkpoint, settings: dict[str, Any]) -> State:
         """Weights, optimizer and random states as they were; the `State` to go on from."""
         changed = [
             f"{key} was {saved.settings.get(key)!r}, now {settings.get(key)!r}"
             for key in sorted(saved.settings.keys() | settings.keys())
             if saved.settings.get(key) != settings.get(key)
+            and not (key == "epochs" and self.may_grow(saved.settings.get(key), settings[key]))
         ]
         if changed:
             raise CheckpointError(
@@ -450,12 +455,13 @@ def init(
     batch_size: int,
     device: torch.device,
     plate: str | None = "data",
+    transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Training:
     """Look at the pair, register its parameters, and lay out the training.
 
     Raises: `PairError` if the pair does not fit the data or itself.
     """
-    pair = examine(model, guide, arguments, plate)
+    pair = examine(model, guide, arguments, plate, transform)
     num_data = len(arguments[0])
     if pair.subsampling == "own":
         batch_size = pair.subsample_size
@@ -471,11 +477,15 @@ def init(
         )
     vectorize = False
     if objective.num_particles > 1:
-        vectorize = not Scorer(pair, arguments).folded
+        few = head(arguments, transform, num_data if pair.whole else 4)
+        with contextlib.suppress(PairError):  # one particle at a time always works
+            vectorize = not Scorer(pair, few).folded
     engine = Eager(pair, objective, optimizer, num_data, device, vectorize=vectorize)
     store = pyro.get_param_store()
     if not len(store):
         raise PairError("the pair has no parameters: nothing to train")
+    for parameter in store._params.values():
+        parameter.grad = None  # gradients that someone left behind would be added to
     return Training(
         pair=pair,
         engine=engine,
@@ -484,6 +494,7 @@ def init(
         arguments=arguments,
         batch_size=min(batch_size, num_data),
         device=device,
+        transform=transform,
     )
 
 

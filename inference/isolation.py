@@ -19,17 +19,20 @@ def is_plain(value: Tensor) -> bool:
 
 
 @contextmanager
-def own_store(*, keep_plain: bool = False) -> Iterator[None]:
+def own_store(*, keep_plain: bool = False, share: bool = False) -> Iterator[None]:
     """A parameter store of one's own, which starts from the caller's plain `pyro.param`s.
 
     Module parameters stay with their modules: a store that still knows a *former* module under
     the same name would otherwise silently detach the new one. With `keep_plain`, trained values
-    of plain parameters are written back to the caller's store at the end.
+    of plain parameters are written back to the caller's store at the end. With `share` the plain
+    parameters are the caller's own tensors, so that gradients reach them.
     """
     store = pyro.get_param_store()
     plain = {name: value for name, value in store._params.items() if is_plain(value)}
     start = {
-        "params": {n: v.detach().clone().requires_grad_(True) for n, v in plain.items()},
+        "params": {
+            n: v if share else v.detach().clone().requires_grad_(True) for n, v in plain.items()
+        },
         "constraints": {name: store._constraints[name] for name in plain},
     }
     trained: dict = {}
@@ -84,6 +87,10 @@ def modules_of(*functions: Callable) -> list[nn.Module]:
             found[id(item.__self__)] = item.__self__  # type: ignore[attr-defined]
         elif callable(item) and depth > 0:
             function = inspect.unwrap(getattr(item, "__func__", item))
+            owner = getattr(item, "__self__", item)
+            if not isinstance(owner, type) and not inspect.isfunction(owner):
+                for value in getattr(owner, "__dict__", {}).values():
+                    visit(value, 0)
             if inspect.isfunction(function):
                 names = inspect.getclosurevars(function)
                 for value in (*names.nonlocals.values(), *names.globals.values()):

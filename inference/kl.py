@@ -6,15 +6,19 @@ import torch
 from pyro.distributions import MultivariateNormal, Normal
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
-from torch.distributions.kl import _KL_REGISTRY  # noqa: F401  (registers torch's own pairs)
+
+from inference.pair import is_point
 
 
 def analytic_kl(q, p) -> Tensor | None:
     """KL(q || p) in nats with the distributions' batch shape, or None where no form is known.
 
-    Knows what torch and Pyro know, and full-covariance against diagonal Gaussians:
+    Point masses have none. Knows what torch and Pyro know, and full-covariance against diagonal
+    Gaussians:
     KL = 1/2 [ tr(P^-1 S) + (m_p - m_q)' P^-1 (m_p - m_q) - L + ln |P| - ln |S| ].
     """
+    if is_point(q):
+        return None  # Pyro's form leaves out the point's log_density
     try:
         return kl_divergence(q, p)
     except NotImplementedError:

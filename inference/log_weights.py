@@ -18,7 +18,15 @@ from torch import Tensor
 
 from inference.errors import PairError
 from inference.isolation import own_randomness, own_store, validation
-from inference.pair import GivenSubsample, Pair, as_arguments, examine, frame_of, sample_sites
+from inference.pair import (
+    GivenSubsample,
+    Pair,
+    as_arguments,
+    examine,
+    frame_of,
+    is_point,
+    sample_sites,
+)
 
 PARTICLES = "_num_particles_vectorized"
 
@@ -30,10 +38,12 @@ class LogWeights:
     `latents[name]` is `[K, ...]` with the site's own batch and event dimensions; `log_p[name]` and
     `log_q[name]` are unscaled log-densities in nats, `[K, N]` (or `[K]` for `plate=None`), summed
     over everything but particles and the data plate. `model_fn` and `guide_fn` are the
-    distributions themselves.
+    distributions themselves, masked where their sites are. `auxiliary` holds draws of guide sites
+    that the model does not have.
     """
 
     latents: dict[str, Tensor]
+    auxiliary: dict[str, Tensor]
     log_p: dict[str, Tensor]
     log_q: dict[str, Tensor]
     observed: tuple[str, ...]
@@ -71,9 +81,13 @@ def log_weights(
     Raises: `PairError` if the pair's sites, shapes, supports or plates do not fit.
     """
     arguments = as_arguments(arguments)
-    with own_store():
+    with own_store(share=True):
         pair = evidence_pair(examine(model, guide, arguments, plate))
-        return Scorer(pair, arguments)(arguments, num_particles)
+        scorer = Scorer(pair, arguments)
+        subset = None
+        if pair.subsampling == "own":
+            subset = _every_row(pair, arguments)
+        return scorer(arguments, num_particles, subset, check=True)
 
 
 def evidence_pair(pair: Pair) -> Pair:
@@ -83,6 +97,8 @@ def evidence_pair(pair: Pair) -> Pair:
             f"site '{pair.scaled_sites[0]}' is scaled by poutine.scale; the evidence of a scaled "
             "density is not defined: remove the scale for this call"
         )
+    if pair.refusals:
+        raise PairError(pair.refusals[0])
     if pair.plate is not None and pair.global_sites:
         raise PairError(
             f"site '{pair.global_sites[0]}' stands outside plate '{pair.plate}', so log p(x) does "
@@ -106,12 +122,17 @@ class Scorer:
             self.folded = not self._plate_is_exact(few)
 
     def __call__(
-        self, arguments: tuple[Tensor, ...], num_particles: int, subset: Tensor | None = None
+        self,
+        arguments: tuple[Tensor, ...],
+        num_particles: int,
+        subset: Tensor | None = None,
+        *,
+        check: bool = False,
     ) -> LogWeights:
+        """Score K draws of each datum; with `check`, see that data lie in their supports."""
         with validation(False):
-            if self.folded:
-                return self._fold(arguments, num_particles)
-            return self._vectorize(arguments, num_particles, subset)
+            run = self._fold if self.folded else self._vectorize
+            return run(arguments, num_particles, subset, check=check)
 
     def _plate_is_exact(self, arguments: tuple[Tensor, ...]) -> bool:
         """Does the particle plate give what one particle at a time gives?"""
@@ -125,19 +146,14 @@ class Scorer:
         except Exception as error:  # whatever a foreign network raises on unknown dimensions
             failure = error
         if failure is None:
-            for k in range(3):
-                values = {name: value[k] for name, value in together.latents.items()}
-                alone = self._score(
-                    _with_subset(pair.model, pair, subset), arguments, values, shift=0
-                )
-                close = all(
-                    torch.allclose(alone[name], together.log_p[name][k], rtol=1e-3, atol=1e-3)
-                    for name in alone
-                )
-                if not close:
-                    break
-            else:
-                return True
+            parts = [(pair.model, together.log_p)]
+            if len(together.log_q) > 1:  # a single site's network sees x alone
+                parts.append((pair.guide, together.log_q))
+            try:
+                if all(self._same(*part, together, arguments, subset) for part in parts):
+                    return True
+            except Exception as error:  # e.g. a guide that knows its density at its draws only
+                failure = error
         if pair.whole:
             reason = failure or "its log p differs from one particle at a time"
             raise PairError(
@@ -146,15 +162,27 @@ class Scorer:
             )
         return False
 
-    def _score(self, fn, arguments, values, shift: int) -> dict[str, Tensor]:
-        trace = poutine.trace(poutine.condition(fn, data=values)).get_trace(*arguments)
-        return {
-            name: _reduce(site, self.pair, particles=False)
-            for name, site in sample_sites(trace).items()
-        }
+    def _same(self, fn, scores, together: LogWeights, arguments, subset) -> bool:
+        """Are the scores of all particles those of each one alone?"""
+        for k in range(3):
+            drawn = {**together.latents, **together.auxiliary}
+            if scores is together.log_q:  # points follow from the other draws
+                drawn = {n: v for n, v in drawn.items() if not is_point(together.guide_fn[n])}
+            values = {name: value[k] for name, value in drawn.items()}
+            run = poutine.condition(_with_subset(fn, self.pair, subset), data=values)
+            for name, site in sample_sites(poutine.trace(run).get_trace(*arguments)).items():
+                if name in scores:
+                    alone = _reduce(site, self.pair, particles=False)
+                    if not torch.allclose(alone, scores[name][k], rtol=1e-3, atol=1e-3):
+                        return False
+        return True
 
-    def _vectorize(self, arguments, num_particles: int, subset: Tensor | None) -> LogWeights:
+    def _vectorize(
+        self, arguments, num_particles: int, subset: Tensor | None, *, check: bool = False
+    ) -> LogWeights:
         pair = self.pair
+        if pair.subsampling == "prescaled":
+            subset = _every_row(pair, arguments)
 
         def in_plate(fn):
             fn = _with_subset(fn, pair, subset)
@@ -168,14 +196,22 @@ class Scorer:
         guide_trace = poutine.trace(in_plate(pair.guide)).get_trace(*arguments)
         replayed = poutine.replay(in_plate(pair.model), trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*arguments)
+        if check:
+            _check_observed(model_trace)
         return _record(model_trace, guide_trace, lambda s: _reduce(s, pair, particles=True))
 
-    def _fold(self, arguments, num_particles: int) -> LogWeights:
+    def _fold(
+        self, arguments, num_particles: int, subset: Tensor | None, *, check: bool = False
+    ) -> LogWeights:
         pair = self.pair
         repeated = tuple(a.repeat_interleave(num_particles, 0) for a in arguments)
-        guide_trace = poutine.trace(pair.guide).get_trace(*repeated)
-        replayed = poutine.replay(pair.model, trace=guide_trace)
+        if pair.subsampling == "prescaled":
+            subset = _every_row(pair, repeated)
+        guide_trace = poutine.trace(_with_subset(pair.guide, pair, subset)).get_trace(*repeated)
+        replayed = poutine.replay(_with_subset(pair.model, pair, subset), trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*repeated)
+        if check:
+            _check_observed(model_trace)
 
         def unfold(site):
             return _reduce(site, pair, particles=False).reshape(-1, num_particles).T
@@ -187,17 +223,49 @@ def _with_subset(fn, pair: Pair, subset: Tensor | None):
     return fn if subset is None else GivenSubsample(pair.plate, subset)(fn)  # type: ignore[arg-type]
 
 
+def _every_row(pair: Pair, arguments) -> Tensor:
+    """Indices for a plate that would draw its own, one for each row at hand."""
+    if pair.subsampling == "own" and len(arguments[0]) != pair.subsample_size:
+        raise PairError(
+            f"plate '{pair.plate}' draws {pair.subsample_size} of {len(arguments[0])} data itself, "
+            "so one pass cannot weigh them all; use log_marginal, or drop subsample_size for this "
+            "call"
+        )
+    return torch.arange(len(arguments[0]), device=arguments[0].device)
+
+
+def _check_observed(model_trace) -> None:
+    """Raises `PairError` if data lie outside the support of their distribution."""
+    for name, site in sample_sites(model_trace).items():
+        if not site["is_observed"]:
+            continue
+        try:
+            inside = site["fn"].support.check(site["value"])
+        except NotImplementedError:  # a support that is not known cannot be checked
+            continue
+        if not bool(inside.all()):
+            raise PairError(
+                f"site '{name}': {int((~inside).sum())} of {inside.numel()} observed values lie "
+                f"outside the support {site['fn'].support} of {type(site['fn']).__name__}"
+            )
+
+
 def _record(model_trace, guide_trace, reduce) -> LogWeights:
     in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
     latents = {n: s["value"] for n, s in in_model.items() if not s["is_observed"]}
     return LogWeights(
         latents=latents,
+        auxiliary={n: s["value"] for n, s in in_guide.items() if n not in in_model},
         log_p={name: reduce(site) for name, site in in_model.items()},
         log_q={name: reduce(site) for name, site in in_guide.items() if not site["is_observed"]},
         observed=tuple(name for name, site in in_model.items() if site["is_observed"]),
-        model_fn={name: site["fn"] for name, site in in_model.items()},
-        guide_fn={name: site["fn"] for name, site in in_guide.items()},
+        model_fn={name: _masked(site) for name, site in in_model.items()},
+        guide_fn={name: _masked(site) for name, site in in_guide.items()},
     )
+
+
+def _masked(site):
+    return site["fn"] if site["mask"] is None else site["fn"].mask(site["mask"])
 
 
 def _reduce(site, pair: Pair, *, particles: bool) -> Tensor:
@@ -214,4 +282,3 @@ def _reduce(site, pair: Pair, *, particles: bool) -> Tensor:
         log_prob = log_prob.reshape((1,) * missing + tuple(log_prob.shape))
     summed = [d for d in range(-log_prob.dim(), 0) if d not in kept]
     return log_prob.sum(summed) if summed else log_prob
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,8 +53,10 @@ class SingleOptimizer(PyroOptim):
         clip_norm: float | None = None,
     ):
         self.cls = optimizer_class(name)
+        _check_options(name, self.cls, options or {})
         self.options = {"lr": learning_rate, **(options or {})}
-        if self.cls in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+        own_way = self.options.keys() & {"foreach", "differentiable"}
+        if self.cls in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD) and not own_way:
             self.options.setdefault("fused", True)
         try:
             self.cls([torch.zeros(1, requires_grad=True)], **self.options)
@@ -87,6 +90,8 @@ class SingleOptimizer(PyroOptim):
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * self.factor
         self.optimizer.step(*args, **kwargs)
+        # No gradient is left over, so that a resumed run meets the same gradients as this one.
+        self.optimizer.zero_grad(set_to_none=True)
 
     def adopt(self, params) -> None:
         """Take on parameters not seen before; states that wait for them are loaded."""
@@ -122,6 +127,19 @@ class SingleOptimizer(PyroOptim):
         for name, p in zip(self.names, self._params, strict=True):
             if name in self._pending and self.optimizer is not None:
                 self.optimizer.state[p] = self._pending.pop(name)
+
+
+def _check_options(name: str, cls: type, options: Mapping[str, Any]) -> None:
+    """Refuse options that the optimizer does not know, naming those it does."""
+    known = inspect.signature(cls).parameters.keys() - {"params", "lr"}
+    for option in options:
+        if option == "lr":
+            raise RequestError("optimizer_options: 'lr' is given as learning_rate")
+        if option not in known:
+            raise RequestError(
+                f"optimizer_options: '{option}' is unknown to {name}. Choices: "
+                f"{', '.join(sorted(known))}"
+            )
 
 
 def _bad_gradient(p: Tensor) -> bool:

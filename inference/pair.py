@@ -10,6 +10,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import site_is_subsample
@@ -32,7 +33,8 @@ def as_arguments(data: Data, name: str = "data") -> tuple[Tensor, ...]:
                 "tuple of tensors"
             )
         if item.dim() == 0 or len(item) == 0:
-            raise RequestError(f"{name}: shape {tuple(item.shape)} holds no data; expected [N, ...]")
+            shape = tuple(item.shape)
+            raise RequestError(f"{name}: shape {shape} holds no data; expected [N, ...]")
         if len(item) != len(arguments[0]):
             raise RequestError(
                 f"{name}: arguments have {len(arguments[0])} and {len(item)} rows; every tensor "
@@ -54,6 +56,8 @@ class Pair:
     `subsampling`: `none` (the plate is as long as the batch), `own` (the plate subsamples the
     data it is handed) or `prescaled` (the plate declares the full data size and scales the batch).
     `whole`: the pair runs on all its data only, never on a part (a plate of fixed size).
+    `event_numel`: numbers per datum (per particle, for `plate=None`) in the largest site.
+    `refusals`: sentences that say why the pair's weights are no evidence; empty if they are.
     """
 
     model: Callable
@@ -69,6 +73,7 @@ class Pair:
     latents: tuple[str, ...]
     global_sites: tuple[str, ...]
     scaled_sites: tuple[str, ...]
+    refusals: tuple[str, ...]
 
 
 class GivenSubsample(Messenger):
@@ -85,10 +90,13 @@ class GivenSubsample(Messenger):
 
 
 def sample_sites(trace) -> dict[str, Any]:
+    """The sites that have a density: neither subsamples nor `pyro.deterministic` notes."""
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site)
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
     }
 
 
@@ -97,19 +105,42 @@ def frame_of(site, plate: str | None):
 
 
 def examine(
-    model: Callable, guide: Callable, arguments: tuple[Tensor, ...], plate: str | None
+    model: Callable,
+    guide: Callable,
+    arguments: tuple[Tensor, ...],
+    plate: str | None,
+    transform: Callable[[Tensor], Tensor] | None = None,
 ) -> Pair:
-    """Look at a pair with a few data if it accepts few, else with all of them."""
-    few = tuple(a[:4] for a in arguments)
-    if plate is not None and len(arguments[0]) > 4:
-        try:
-            pair = look_at(model, guide, few, plate)
-            if pair.subsampling != "own":
-                return pair
-        except Exception:  # e.g. a plate of fixed size: all of the data tell what is wrong
-            pass
-        return replace(look_at(model, guide, arguments, plate), whole=True)
-    return look_at(model, guide, arguments, plate)
+    """Look at a pair with a few data if it accepts few, else with all of them.
+
+    `transform` is what training applies to the first tensor of each batch.
+    """
+    few = head(arguments, transform)
+    every = head(arguments, transform, len(arguments[0]))
+    if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
+        look_at(model, guide, every, plate)  # its first call fixes the size of its plates
+    if plate is None or len(arguments[0]) <= 4:
+        return look_at(model, guide, every, plate)
+    try:
+        pair = look_at(model, guide, few, plate)
+        # A plate that subsamples as many as it was shown looks plain: another number tells.
+        look_at(model, guide, head(arguments, transform, 3), plate)
+        if pair.subsampling != "own":
+            return pair
+    except Exception:  # e.g. a plate of fixed size: all of the data tell what is wrong
+        pass
+    return replace(look_at(model, guide, every, plate), whole=True)
+
+
+def head(
+    arguments: tuple[Tensor, ...], transform: Callable[[Tensor], Tensor] | None, count: int = 4
+) -> tuple[Tensor, ...]:
+    """The first few data, as training would hand them in."""
+    first, *rest = (a[:count] for a in arguments)
+    if transform is not None:
+        with own_randomness(0):
+            first = transform(first)
+    return first, *rest
 
 
 def look_at(
@@ -135,8 +166,9 @@ def look_at(
             try:
                 part.compute_log_prob()
             except ValueError as error:
-                said = " ".join(str(error).split("\n\n")[0].split("Trace Shapes")[0].split())
-                raise PairError(f"{said[:400]}") from error
+                said = " ".join(str(error).split("Trace Shapes")[0].split())
+                said = said.removeprefix("Error while computing log_prob at ")
+                raise PairError(said.split(", but found invalid values")[0][:400]) from None
 
     in_model, in_guide = sample_sites(trace), sample_sites(guide_trace)
     every = [*in_model.values(), *in_guide.values()]
@@ -155,6 +187,11 @@ def look_at(
     size, full_size, subsampling = len(arguments[0]), len(arguments[0]), "none"
     if frames:
         frame = frames[0]
+        if not frame.vectorized:
+            raise PairError(
+                f"plate '{plate}' is looped over, which visits one datum at a time; write "
+                f"'with pyro.plate(\"{plate}\", len(x)):' instead"
+            )
         size, full_size = int(frame.size), int(frame.full_size or frame.size)
         if size != full_size:
             subsampling = "prescaled" if size == len(arguments[0]) else "own"
@@ -173,16 +210,43 @@ def look_at(
         subsample_size=size,
         full_size=full_size,
         whole=subsampling == "own" or plate is None,
-        event_numel=max(math.prod(site["fn"].event_shape) for site in every),
+        event_numel=max(
+            max(1, math.prod(site["fn"].batch_shape) // (size if frames else 1))
+            * math.prod(site["fn"].event_shape)
+            for site in every
+        ),
         latents=latents,
         global_sites=tuple(
-            name
-            for name, site in {**in_guide, **in_model}.items()
-            if frame_of(site, plate) is None
+            name for name, site in {**in_guide, **in_model}.items() if frame_of(site, plate) is None
         ),
         scaled_sites=tuple(name for name, site in in_model.items() if _user_scaled(site))
         + tuple(name for name, site in in_guide.items() if _user_scaled(site)),
+        refusals=(*_partial_plates(every, plate), *_point_sites(in_guide)),
     )
+
+
+def _partial_plates(sites, plate: str | None) -> list[str]:
+    """Plates, other than the data's, that hand out a part of what they stand for."""
+    held = {f.name: f for site in sites for f in site["cond_indep_stack"] if f.name != plate}
+    return [
+        f"plate '{name}' subsamples {f.size} of {f.full_size}, and evidence of a part is not that "
+        f"of the whole; use it whole for this call, or name it with plate='{name}' if it holds "
+        "the data"
+        for name, f in held.items()
+        if f.full_size and f.size != f.full_size
+    ]
+
+
+def _point_sites(in_guide) -> list[str]:
+    """Point masses in the guide that no auxiliary site gives a density to."""
+    if any(site["infer"].get("is_auxiliary") for site in in_guide.values()):
+        return []
+    return [
+        f"site '{name}': the guide is a point (Delta), so its weights are no evidence; use a guide "
+        "with a density"
+        for name, site in in_guide.items()
+        if is_point(site["fn"])
+    ]
 
 
 def _user_scaled(site) -> bool:
@@ -225,8 +289,15 @@ def _names(sites) -> str:
 
 def _check_shapes(name: str, q, p, plate: str | None) -> None:
     q_shape, p_shape = _shape(q), _shape(p)
+    q_plates = {f.name for f in q["cond_indep_stack"]}
+    p_plates = {f.name for f in p["cond_indep_stack"]}
+    if q_shape == p_shape and (plate in q_plates) != (plate in p_plates):
+        raise PairError(
+            f"site '{name}': its plates are {_names(sorted(q_plates))} in the guide and "
+            f"{_names(sorted(p_plates))} in the model; plate '{plate}' must hold it in both"
+        )
     if q_shape != p_shape:
-        plates = sorted({f.name for f in p["cond_indep_stack"]} ^ {f.name for f in q["cond_indep_stack"]})
+        plates = sorted(p_plates ^ q_plates)
         where = f"plate '{plates[0]}'" if plates else f"plate '{plate}'"
         raise PairError(
             f"site '{name}': guide batch {q_shape[0]} event {q_shape[1]}, model batch "
@@ -240,7 +311,7 @@ def _shape(site) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _check_support(name: str, q, p) -> None:
-    if isinstance(_plain_fn(q["fn"]), dist.Delta):
+    if is_point(q["fn"]):
         inside = p["fn"].support.check(q["value"])
     else:
         q_support, p_support = _plain_support(q["fn"]), _plain_support(p["fn"])
@@ -258,8 +329,12 @@ def _check_support(name: str, q, p) -> None:
         )
 
 
+def is_point(fn) -> bool:
+    return isinstance(_plain_fn(fn), dist.Delta)
+
+
 def _plain_fn(fn):
-    while hasattr(fn, "base_dist") and isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
+    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
         fn = fn.base_dist
     return fn
 

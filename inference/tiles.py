@@ -65,9 +65,9 @@ class Tiles:
         torch.manual_seed(derived_seed(self.seed, tile.start + tile.skip, tile.column))
         if self.pair.subsampling == "own":
             subset = torch.arange(tile.start, tile.stop, device=self.arguments[0].device)
-            return self.scorer(self.arguments, tile.count, subset)
+            return self.scorer(self.arguments, tile.count, subset, check=tile.column == 0)
         batch = tuple(a[tile.start : tile.stop] for a in self.arguments)
-        return self.scorer(batch, tile.count)
+        return self.scorer(batch, tile.count, check=tile.column == 0)
 
     def draws(self, record: LogWeights, name: str, tile: Tile) -> Tensor:
         """One latent site of a record as `[samples, data, units]`, float64."""
@@ -75,8 +75,8 @@ class Tiles:
         event_dim = record.model_fn[name].event_dim
         data_axis = value.dim() - event_dim + self.pair.data_dim  # type: ignore[operator]
         if self.scorer.folded:
-            rows = value.movedim(data_axis, 0).reshape(-1, tile.count, value[0].numel())
-            return rows.transpose(0, 1)
+            rows = value.movedim(data_axis, 0).flatten(1)
+            return rows.reshape(-1, tile.count, rows.shape[1]).transpose(0, 1)
         rows = value.movedim(data_axis, 1)
         return rows.reshape(tile.count, rows.shape[1], -1)[:, tile.skip :]
 
@@ -107,11 +107,15 @@ def tiled(
     with own_store(), own_randomness(seed), modes(modules, training=False), torch.no_grad():
         pair = evidence_pair(examine(model, guide, arguments, plate))
         rows = max(1, TILE_NUMBERS // pair.event_numel)
-        samples = num_samples if whole_rows else min(num_samples, rows)
-        data_per_tile = max(1, min(len(arguments[0]), rows // samples))
+        data_per_tile = None
         if pair.subsampling == "own":
             data_per_tile = pair.subsample_size
         elif pair.whole:
             data_per_tile = len(arguments[0])
+        # What one particle costs, for a pair that takes a fixed number of data at once.
+        at_once = data_per_tile if data_per_tile and plate is not None else 1
+        samples = num_samples if whole_rows else max(1, min(num_samples, rows // at_once))
+        if data_per_tile is None:
+            data_per_tile = max(1, min(len(arguments[0]), rows // samples))
         scorer = Scorer(pair, arguments)
         yield Tiles(pair, scorer, arguments, num_samples, data_per_tile, samples, seed)

@@ -70,9 +70,7 @@ def active_units(
     first: list[Tensor] = []
     second: list[Tensor] = []
     spread: list[Tensor] = []
-    with tiled(
-        model, guide, data, num_samples, seed=seed, plate=plate, whole_rows=True
-    ) as tiles:
+    with tiled(model, guide, data, num_samples, seed=seed, plate=plate, whole_rows=True) as tiles:
         if tiles.num_data < 2:
             raise RequestError("data: one datum; active units need at least two")
         for start in tiles.rows():

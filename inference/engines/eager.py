@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import SVI
@@ -64,7 +66,10 @@ class Eager:
         self.loss = loss
 
         def loss_and_grads(*args, **kwargs) -> float:
-            value = loss.loss_and_grads(*args, **kwargs)
+            with warnings.catch_warnings():
+                # Pyro warns of a NaN loss; here it is an error.
+                warnings.filterwarnings("ignore", "Encountered NaN")
+                value = loss.loss_and_grads(*args, **kwargs)
             if not abs(value) < float("inf"):
                 raise NonFiniteError(f"the loss is {value}")
             return value
@@ -84,6 +89,8 @@ class Eager:
                 objective = -self.svi.step(*batch)
         except NonFiniteError as error:
             set_random_state(before, self.device)
+            for parameter in pyro.get_param_store()._params.values():
+                parameter.grad = None  # a later training would add to it
             culprit = self._culprit(batch)
             raise NonFiniteError(f"{error}{culprit}") from None
         self._checked = True

@@ -56,9 +56,7 @@ def bound(
     likelihood: list[Tensor] = []
     terms: dict[str, list[Tensor]] = {}
     kinds: dict[str, str] = {}
-    with tiled(
-        model, guide, data, num_samples, seed=seed, plate=plate, whole_rows=True
-    ) as tiles:
+    with tiled(model, guide, data, num_samples, seed=seed, plate=plate, whole_rows=True) as tiles:
         for start in tiles.rows():
             tile = tiles.tile(start)
             record = tiles.score(tile)
@@ -72,14 +70,18 @@ def bound(
                 # Auxiliary guide sites have no counterpart in the model.
                 term = rows(log_q - record.log_p[name] if name in record.log_p else log_q)
                 kinds[name] = "Monte Carlo"
-                closed = None if tiles.scorer.folded else _closed_form(record, name)
+                closed = _closed_form(record, name)
                 if closed is not None and closed.numel() == log_q.numel():
+                    if tiles.scorer.folded:  # rows run over data, then particles
+                        closed = closed.reshape(-1, num_samples).T
                     term, kinds[name] = rows(closed), "analytic"
                 terms.setdefault(name, []).append(term)
                 total = total - term
             draws.append(total)
     every = torch.cat(draws, 1)  # [K, N]
-    error = every.std(0).square().sum().sqrt() / every.shape[1] / math.sqrt(num_samples)
+    error = every.var(0, correction=0).sum().sqrt() / every.shape[1]
+    if num_samples > 1:
+        error = error / math.sqrt(num_samples - 1)
     return Bound(
         elbo=float(every.mean()),
         elbo_std_error=float(error) if num_samples > 1 else math.nan,

@@ -64,7 +64,7 @@ class Estimate:
 
     @property
     def bias_estimate(self) -> float:
-        return float(-0.5 * self.std_error.square().mean())
+        return 0.0 - 0.5 * float(self.std_error.square().mean())
 
     @property
     def elbo_mean(self) -> float:
@@ -161,4 +161,3 @@ class Estimate:
             )
         said += self.notes
         return " ".join(said)
-

@@ -23,6 +23,7 @@ from inference.pair import Data
 from inference.progress import Progress
 from inference.tiles import Tiles, tiled
 
+
 class Importance(BaseModel):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k|x),   z_k ~ q(z|x).
 
@@ -96,7 +97,7 @@ def _weigh(tiles: Tiles, start: int, bar: Progress) -> tuple[Tensor, Tensor]:
         tile = tiles.tile(start, column)
         record = tiles.score(tile)
         log_weight = record.log_weight
-        if bool(log_weight.isnan().any()):
+        if not bool((log_weight < math.inf).all()):  # NaN or +inf
             raise NonFiniteError(_blame(record, tile.start))
         columns.append(log_weight.double().reshape(tile.count, -1).T[tile.skip :])
         sizes.append(_rounding(record).reshape(-1)[tile.skip :])
@@ -113,15 +114,19 @@ def _rounding(record: LogWeights) -> Tensor:
 
 
 def _blame(record: LogWeights, start: int) -> str:
+    wrong = ~(record.log_weight < math.inf).reshape(len(record.log_weight), -1)
+    where = int(wrong.any(0).nonzero()[0])
     for part, scores in (("guide", record.log_q), ("model", record.log_p)):
+        worst = -math.inf if part == "guide" else math.inf
         for name, value in scores.items():
-            if bool(value.isnan().any()):
-                where = value.isnan().reshape(len(value), -1).any(0).nonzero()[0]
+            column = value.reshape(len(value), -1)[:, where]
+            if bool((column.isnan() | (column == worst)).any()):
+                kind = "a NaN" if bool(column.isnan().any()) else f"an infinite ({worst})"
                 return (
-                    f"log w of datum {start + int(where)} is NaN: site '{name}' of the {part} has "
-                    "a NaN density; check its parameters"
+                    f"log w of datum {start + where} is NaN or infinite: site '{name}' of the "
+                    f"{part} has {kind} log-density; check its parameters"
                 )
-    return f"log w of a datum from {start} on is NaN: infinite densities cancel"
+    return f"log w of datum {start + where} is NaN: infinite log-densities cancel"
 
 
 def summarize(log_weight: Tensor, resolution: Tensor) -> dict[str, Tensor]:

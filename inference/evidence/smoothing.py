@@ -33,7 +33,8 @@ def pareto_khat(log_weights: Tensor, *, resolution: Tensor | float = 0.0) -> Ten
         log_weights: `[N, K]`, nats.
         resolution: `[N]`; a spread of log-weights within it is rounding, not variation.
     Returns: `[N]` float64. -inf for constant weights; NaN where there are too few draws, or too
-        few distinct ones, for a tail.
+        few above the tail's cutoff (ties), for a fit; inf where the largest few outweigh all
+        others beyond floating point.
     """
     log_weights = log_weights.double()
     count, num_samples = log_weights.shape
@@ -43,10 +44,15 @@ def pareto_khat(log_weights: Tensor, *, resolution: Tensor | float = 0.0) -> Ten
         top = torch.topk(log_weights, tail + 1, dim=1).values.flip(1)  # ascending, cutoff first
         weights = (top - top[:, -1:]).exp()
         excess = weights[:, 1:] - weights[:, :1]
-        usable = (excess[:, 0] >= 0) & (excess[:, tail // 4] > 0) & torch.isfinite(top[:, -1])
-        # Rows in slices: the fit holds [rows, grid, tail] numbers.
-        for rows in usable.nonzero().squeeze(1).split(256):
-            khat[rows] = pareto_shape(excess[rows])
+        # Ties with the cutoff are no part of the tail.
+        lengths = (excess > 0).sum(1)
+        for length in lengths.unique().tolist():
+            if length >= MIN_TAIL:
+                # Rows in slices: the fit holds [rows, grid, tail] numbers.
+                for rows in (lengths == length).nonzero().squeeze(1).split(256):
+                    khat[rows] = pareto_shape(excess[rows, tail - length :])
+        underflow = (weights[:, -MIN_TAIL] == 0) & torch.isfinite(top[:, -MIN_TAIL])
+        khat[underflow] = math.inf
     constant = log_weights.amax(1) - log_weights.amin(1) <= resolution
     if num_samples > 1:
         khat[constant] = -math.inf

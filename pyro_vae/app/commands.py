@@ -1,0 +1,119 @@
+"""What each command does with its parsed arguments."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from pyro_vae.app import compare, evaluate, listing, pictures, train
+from pyro_vae.app.cli import split_request
+from pyro_vae.app.experiment import (
+    DEFAULT_PRESET,
+    EvaluateSpec,
+    ExperimentSpec,
+    load_experiment,
+    override,
+)
+from pyro_vae.app.run import Run
+from pyro_vae.app.tables import say
+from pyro_vae.errors import RequestError
+
+
+def train_command(args: Namespace) -> None:
+    source, overrides = split_request(args.request)
+    if args.resume and args.out is None:
+        raise RequestError("--resume: give --out DIR, the run to go on with")
+    run = Run(args.out) if args.out is not None else None
+    if args.resume and source is None:
+        if not run.exists:
+            raise RequestError(f"{run.path}: holds no run to resume; leave out --resume to start")
+        spec = override(run.spec.to_dict(), overrides)
+    else:
+        spec = load_experiment(source, overrides)
+    if args.resume and run.exists:
+        spec = train.same_spec(run, spec)
+        if run.finished_as(spec):
+            say(f"{run.path}: finished before; nothing left to do")
+            return
+        if not run.has_checkpoint:
+            say(f"{run.path}: no checkpoint yet; starting from the first step")
+    name = Path(source or DEFAULT_PRESET).stem
+    run = train.train(spec, args.out, resume=args.resume, progress=not args.quiet, name=name)
+    summary = run.summary()
+    elbo = f"{summary['elbo']:.3f} +- {summary['elbo_std_error']:.2g}"
+    say(
+        f"{run.path}: {summary['message']}. ELBO {elbo} nats per datum on "
+        f"{summary['bound_split']} data, a lower bound on log p(x). Pictures: {run.pictures}. "
+        f"Next: pyro-vae evaluate {run.path}"
+    )
+
+
+def evaluate_command(args: Namespace) -> None:
+    run = Run.open(args.run)
+    estimate, summary = evaluate.evaluate(
+        run,
+        estimator=args.estimator,
+        samples=args.samples,
+        split=args.split,
+        device=args.device,
+        progress=not args.quiet,
+    )
+    evaluate.report(run, estimate, summary)
+    say(f"Written: {run.path / 'evaluation.json'}")
+
+
+def compare_command(args: Namespace) -> None:
+    if len(args.runs) < 2:
+        raise RequestError("compare: give at least two runs")
+    compare.report(compare.compare(args.runs))
+
+
+def generate_command(args: Namespace) -> None:
+    run = Run.open(args.run)
+    _show(pictures.samples(run.vae(), _target(run, args, "samples"), seed=args.seed))
+
+
+def reconstruct_command(args: Namespace) -> None:
+    run = Run.open(args.run)
+    x, _ = _shown(run, args.split)
+    path = _target(run, args, "reconstructions")
+    _show(pictures.reconstructions(run.vae(), x, path, seed=args.seed))
+
+
+def traverse_command(args: Namespace) -> None:
+    run = Run.open(args.run)
+    x, _ = _shown(run, args.split)
+    _show(pictures.traversals(run.vae(), x, _target(run, args, "traversals"), seed=args.seed))
+
+
+def latent_command(args: Namespace) -> None:
+    run = Run.open(args.run)
+    vae = run.vae()
+    x, labels = _shown(run, args.split)
+    path = _target(run, args, "latent_scatter")
+    _show(pictures.latent_scatter(vae, x, path, labels=labels, seed=args.seed))
+    if args.out is None and vae.spec.latent_dim == 2 and vae.spec.prior.support == "real":
+        _show(pictures.manifold(vae, run.pictures / "manifold.png", seed=args.seed))
+
+
+def list_command(args: Namespace) -> None:
+    listing.show(args.family)
+
+
+def schema_command(args: Namespace) -> None:
+    print(json.dumps(ExperimentSpec.model_json_schema(), indent=2))
+
+
+def _target(run: Run, args: Namespace, name: str) -> Path:
+    return Path(args.out) if args.out is not None else run.pictures / f"{name}.png"
+
+
+def _shown(run: Run, split: str | None):
+    """Data and labels to draw."""
+    how = evaluate.chosen(EvaluateSpec(), None, None, split)
+    return train.picture_data(run.spec.data.load(), how.split)
+
+
+def _show(path: Path) -> None:
+    print(path)

@@ -1,0 +1,233 @@
+"""Compare runs datum by datum: paired differences of log p(x) on the same data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.app.experiment import ExperimentSpec, differences, flatten
+from pyro_vae.app.run import Run
+from pyro_vae.app.tables import say, show_table
+from pyro_vae.errors import Problem, RunError
+
+SAME = ("data_fingerprint", "split", "num_data", "quantity")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Runs whose specs are equal but for the training seed.
+
+    value: `[runs, N]`, log p(x) of each run and datum.
+    std_error: `[runs, N]`, its Monte-Carlo error.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    value: Tensor
+    std_error: Tensor
+
+    @property
+    def mean(self) -> float:
+        return float(self.value.mean())
+
+    @property
+    def mc_std_error(self) -> float:
+        return float(self.std_error.square().sum().sqrt() / self.value.numel())
+
+    @property
+    def test_std_error(self) -> float:
+        """Error for new data, of these trained weights."""
+        return _error_of_mean(self.value.mean(0))
+
+    @property
+    def seed_std(self) -> float:
+        """Spread between training seeds; NaN with one."""
+        return float(self.value.mean(1).std()) if len(self.runs) > 1 else math.nan
+
+    @property
+    def bias_estimate(self) -> float:
+        return float(-0.5 * self.std_error.square().mean())
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean log p(x) of `model` minus that of `reference`, paired per datum."""
+
+    model: Model
+    reference: Model
+
+    @property
+    def per_datum(self) -> Tensor:
+        return self.model.value.mean(0) - self.reference.value.mean(0)
+
+    @property
+    def mean(self) -> float:
+        return float(self.per_datum.mean())
+
+    @property
+    def std_error(self) -> float:
+        """Paired test-set error; it contains the Monte-Carlo part."""
+        return _error_of_mean(self.per_datum)
+
+    @property
+    def seed_std_error(self) -> float:
+        """Error of the difference of means over seeds; NaN where a model has one seed."""
+        both = (self.model, self.reference)
+        return math.sqrt(sum(m.seed_std**2 / len(m.runs) for m in both))
+
+    @property
+    def words(self) -> str:
+        """What the difference allows to say."""
+        size = f"{abs(self.mean):.3g} nats"
+        verb = "higher" if self.mean > 0 else "lower"
+        pair = f"'{self.model.name}' against '{self.reference.name}'"
+        if not math.isfinite(self.std_error):
+            return f"{pair}: one datum tells nothing about others."
+        if abs(self.mean) <= 2 * self.std_error:
+            return f"{pair}: {size} {verb}, within 2 paired standard errors: no difference shown."
+        said = f"{pair}: {size} {verb}, more than 2 paired standard errors"
+        if math.isnan(self.seed_std_error):
+            said += "; for these trained weights only, as one of them has a single training seed."
+        elif abs(self.mean) <= 2 * self.seed_std_error:
+            said += ", but within 2 standard errors of the spread between training seeds."
+        else:
+            said += ", and more than 2 of the spread between training seeds."
+        bias = abs(self.model.bias_estimate - self.reference.bias_estimate)
+        if bias > 0.5 * abs(self.mean):
+            said += (
+                f" The estimated biases differ by {bias:.2g} nats, which could account for it: "
+                "evaluate with more samples."
+            )
+        return said
+
+
+def _error_of_mean(values: Tensor) -> float:
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def compare(folders: Sequence[str | PathLike]) -> list[Model]:
+    """The models of these runs, in the order given, all evaluated on the same data.
+
+    Raises: `RunError` for a run that is not evaluated, given twice, or evaluated on other data.
+    """
+    runs = [Run.open(folder) for folder in folders]
+    _refuse_repeats(runs)
+    evaluations = [run.evaluation() for run in runs]
+    _refuse_other_data(runs, [summary for _, summary in evaluations])
+    groups: list[list[int]] = []
+    for i, run in enumerate(runs):
+        for group in groups:
+            if not model_differences(runs[group[0]].spec, run.spec):
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    names = _names([runs[group[0]] for group in groups])
+    return [
+        Model(
+            name=name,
+            runs=tuple(runs[i] for i in group),
+            value=torch.stack([evaluations[i][0]["value"] for i in group]),
+            std_error=torch.stack([evaluations[i][0]["std_error"] for i in group]),
+        )
+        for name, group in zip(names, groups, strict=True)
+    ]
+
+
+def model_differences(a: ExperimentSpec, b: ExperimentSpec) -> dict[str, tuple[Any, Any]]:
+    """How two specs differ as models: not by training seed, nor by how or where they were run."""
+    apart = ("train.seed", "train.device", "train.checkpoint_seconds", "data.path")
+    return {
+        field: pair
+        for field, pair in differences(a, b).items()
+        if field not in apart and not field.startswith("evaluate.")
+    }
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """What tells these models apart in few words; else the folder's name."""
+    specs = [flatten(run.spec.to_dict()) for run in runs]
+    fields: dict[str, None] = {}
+    for run in runs[1:]:
+        fields.update(dict.fromkeys(model_differences(runs[0].spec, run.spec)))
+    shared = [field for field in fields if all(field in spec for spec in specs)]
+    names = [", ".join(f"{_short(field)}={spec[field]}" for field in shared) for spec in specs]
+    if any(len(name) > 50 or not name for name in names) or len(set(names)) < len(names):
+        return [str(run.path) for run in runs]
+    return names
+
+
+def _short(field: str) -> str:
+    """`model.prior.name` as `prior`, `train.epochs` as `epochs`."""
+    return field.split(".", 1)[-1].removesuffix(".name")
+
+
+def _refuse_repeats(runs: Sequence[Run]) -> None:
+    seen = set()
+    for run in runs:
+        if run.path.resolve() in seen:
+            raise RunError(f"{run.path}: given twice; a run does not differ from itself")
+        seen.add(run.path.resolve())
+
+
+def _refuse_other_data(runs: Sequence[Run], summaries: Sequence[dict[str, Any]]) -> None:
+    problems = []
+    for run, summary in zip(runs[1:], summaries[1:], strict=True):
+        for key in SAME:
+            mine, first = summary.get(key), summaries[0].get(key)
+            if mine != first:
+                text = (
+                    f"{run.path} was evaluated with {key} {mine}, but {runs[0].path} with {first}; "
+                    "only log p(x) of the same data can be compared"
+                )
+                problems.append(Problem((), text))
+                break
+    if problems:
+        raise RunError(problems)
+
+
+def report(models: Sequence[Model]) -> None:
+    """Print the models, their paired differences, and what these allow to say."""
+    rows = []
+    for model in models:
+        rows.append(
+            (
+                model.name,
+                str(len(model.runs)),
+                f"{model.mean:.3f}",
+                _number(model.mc_std_error),
+                _number(model.test_std_error),
+                _number(model.seed_std),
+            )
+        )
+    count = models[0].value.shape[1]
+    columns = ("model", ">runs", ">log p(x)", ">MC error", ">test error", ">seed spread")
+    show_table(f"log p(x) in nats per datum, mean over the same {count} data", columns, rows)
+    best = max(models, key=lambda model: model.mean)
+    others = [Difference(model, best) for model in models if model is not best]
+    if not others:
+        say("All runs are of one model: they differ by training seed only.")
+        return
+    rows = [
+        (d.model.name, f"{d.mean:+.3f}", _number(d.std_error), _number(d.seed_std_error))
+        for d in others
+    ]
+    columns = ("model", ">difference", ">paired error", ">error from seeds")
+    show_table(f"Difference from the highest, {best.name}", columns, rows)
+    for difference in others:
+        say(difference.words)
+    say(
+        "Differences are taken datum by datum, so that the spread between data, which dominates "
+        "the test error, cancels. The test error is about other data of the same source, the seed "
+        "spread about other trainings of the same model."
+    )
+
+
+def _number(value: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.3g}"

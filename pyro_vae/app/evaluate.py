@@ -1,0 +1,167 @@
+"""Estimate log p(x) of a trained run, with everything a reader needs to trust it or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import inference
+from pyro_vae.app.experiment import ESTIMATORS, EvaluateSpec, devices, observed
+from pyro_vae.app.run import Run
+from pyro_vae.app.tables import say, show_table
+from pyro_vae.component import nearest
+from pyro_vae.data.base import Dataset
+from pyro_vae.errors import RequestError, SpecError
+from pyro_vae.vae import VAE
+
+
+def evaluate(
+    run: Run | str | PathLike,
+    *,
+    estimator: str | None = None,
+    samples: int | None = None,
+    split: str | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> tuple[inference.Estimate, dict[str, Any]]:
+    """log p(x) on one split, written to `evaluation.safetensors` and `evaluation.json`.
+
+    What is None is taken from the run's own spec. Returns the estimate and what the JSON holds.
+    Raises: `RequestError`, before anything is written.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    how = chosen(run.spec.evaluate, estimator, samples, split)
+    device = device or devices()[0]
+    if device not in devices():
+        raise RequestError(
+            f"--device: '{device}' is not on this machine{nearest(device, devices())}"
+        )
+    weights = run.weights_fingerprint()
+    vae = run.vae()
+    vae.to(device)
+    dataset = run.spec.data.load()
+    x = observed(dataset, how.split).to(device)
+    pair = vae.model, vae.guide
+    estimate = inference.log_marginal(
+        *pair, x, estimator=how.estimator, seed=how.seed, progress=progress
+    )
+    summary = {
+        **estimate.summary(),
+        "split": how.split,
+        "data_fingerprint": dataset.fingerprint(how.split),
+        "weights_fingerprint": weights,
+        "evaluate": how.to_dict(),
+        **_bound(inference.bound(*pair, x, seed=how.seed)),
+        **(_units(inference.active_units(*pair, x, seed=how.seed)) if len(x) > 1 else {}),
+        **_bits(dataset, estimate),
+        "warnings": _warnings(vae, dataset),
+    }
+    run.write_evaluation(estimate.arrays(), summary)
+    return estimate, summary
+
+
+def chosen(
+    own: EvaluateSpec, estimator: str | None, samples: int | None, split: str | None
+) -> EvaluateSpec:
+    """The run's own settings with those of the command line in their place."""
+    held = ESTIMATORS.dump(own.estimator)
+    if estimator is not None and estimator != held["name"]:
+        held = {"name": estimator}
+    if samples is not None:
+        held["num_samples"] = samples
+    fields = {**own.to_dict(), "estimator": held}
+    if split is not None:
+        fields["split"] = split
+    try:
+        return EvaluateSpec.from_dict(fields)
+    except SpecError as error:
+        raise SpecError([problem.under("evaluate") for problem in error.problems]) from None
+
+
+def _bound(bound: inference.Bound) -> dict[str, Any]:
+    return {
+        "bound": bound.elbo,
+        "bound_std_error": bound.elbo_std_error,
+        "reconstruction": bound.reconstruction,
+        "kl": bound.kl,
+        "kl_kind": bound.kl_kind,
+    }
+
+
+def _units(units: inference.ActiveUnits) -> dict[str, Any]:
+    return {
+        "active_units": units.count,
+        "active_units_burda": units.burda_count,
+        "num_units": units.num_units,
+    }
+
+
+def _bits(dataset: Dataset, estimate: inference.Estimate) -> dict[str, Any]:
+    """Bits per dimension of 8-bit data to which uniform noise was added.
+
+    x = (byte + u) / levels, so log p(byte + u) = log p(x) - D log(levels). Jensen: its mean over u
+    is at most log P(byte), so these bits are an upper bound on the code length of the bytes.
+    """
+    if dataset.levels is None:
+        return {}
+    dims = math.prod(dataset.shape)
+    scale = dims * math.log(2)
+    bits = math.log2(dataset.levels) - estimate.mean / scale
+    return {
+        "bits_per_dim": bits,
+        "bits_per_dim_std_error": estimate.test_std_error / scale,
+        "bits_per_dim_kind": "upper bound on the code length of the discrete data",
+        "levels": dataset.levels,
+    }
+
+
+def _warnings(vae: VAE, dataset: Dataset) -> list[str]:
+    said = list(vae.likelihood.warnings())
+    if vae.likelihood.support == "real" and dataset.levels is None and dataset.support != "real":
+        said.append(
+            "the data lie in [0, 1] and got no noise; where they take few distinct values, a "
+            "density can grow without limit as sigma falls, so compare log p(x) only between "
+            "models of the same data with the same floor of sigma"
+        )
+    return said
+
+
+def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -> None:
+    """Print the evaluation: a table, and one paragraph on how far to trust it."""
+    spec = run.spec.model
+    rows = [
+        ("log p(x)", _number(summary["log_px"], 3), "nats per datum"),
+        ("  Monte-Carlo error", _number(summary["mc_std_error"]), "shrinks with samples and data"),
+        ("  estimated bias", _number(summary["bias_estimate"]), "shrinks with samples only"),
+        ("  test-set error", _number(summary["test_std_error"]), "for new data of the same source"),
+        ("ELBO", _number(summary["bound"], 3), f"+- {_number(summary['bound_std_error'])}"),
+        ("  reconstruction", _number(summary["reconstruction"], 3), "E_q[log p(x|z)]"),
+    ]
+    for site, value in summary["kl"].items():
+        rows.append((f"  KL({site})", _number(value, 3), summary["kl_kind"][site]))
+    if "active_units" in summary:
+        text = f"of {summary['num_units']}; {summary['active_units_burda']} by Burda's rule"
+        rows.append(("active units", str(summary["active_units"]), text))
+    if "bits_per_dim" in summary:
+        rows.append(
+            ("bits per dimension", _number(summary["bits_per_dim"], 3), "upper bound, 0-255 scale")
+        )
+    share = summary["khat_bad_share"]
+    rows.append(
+        (
+            "Pareto k-hat too large",
+            "unknown" if math.isnan(share) else f"{share:.1%}",
+            f"of data; threshold {summary['khat_threshold']:.2f}",
+        )
+    )
+    title = f"{run.path}: {spec.prior.name} prior, {spec.guide.name} guide, {summary['split']} data"
+    show_table(title, ("quantity", ">value", ""), rows)
+    say(f"How far to trust it: {estimate}{''.join(f' Note: {w}.' for w in summary['warnings'])}")
+
+
+def _number(value: float, digits: int | None = None) -> str:
+    if value is None or math.isnan(value):
+        return "unknown"
+    return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"

@@ -1,0 +1,270 @@
+"""ExperimentSpec: data + model + objective + train + evaluate, as one value from one YAML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PositiveInt,
+    WithJsonSchema,
+)
+from torch import Tensor
+
+import inference
+from pyro_vae.app.overrides import apply_overrides
+from pyro_vae.component import OneOf, Registry, Value, nearest, shorten
+from pyro_vae.data.base import SPLITS, Data, Dataset, check_fit
+from pyro_vae.errors import DataError, Problem, SpecError
+from pyro_vae.vae import VAESpec
+from pyro_vae.yaml_files import load_yaml
+
+PRESETS = Path(__file__).parent.parent / "presets"
+DEFAULT_PRESET = "digits"
+
+
+def _registry(family: str, members: Mapping[str, type[BaseModel]]) -> Registry:
+    """The named values of `inference`, found the same way as components."""
+
+    def load() -> None:
+        for name, cls in members.items():
+            registry.register(name, cls)
+
+    registry = Registry(family, load)
+    return registry
+
+
+OBJECTIVES = _registry("objective", inference.OBJECTIVES)
+ESTIMATORS = _registry("estimator", inference.ESTIMATORS)
+SCHEDULES = _registry("schedule", inference.SCHEDULES)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ValueError(f"expected numbers, words and lists of them, got {shorten(value)}")
+
+
+def _options(value: Any) -> Any:
+    """A mapping as sorted pairs, so that a spec can be hashed."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    try:
+        return tuple(sorted((str(key), _frozen(item)) for key, item in pairs))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected a mapping of optimizer arguments: {error}") from None
+
+
+def _mapping(pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    return {key: list(item) if isinstance(item, tuple) else item for key, item in pairs}
+
+
+Options = Annotated[
+    Any,
+    BeforeValidator(_options),
+    PlainSerializer(_mapping),
+    WithJsonSchema({"type": "object"}),
+]
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class TrainSpec(Value):
+    """How `inference.fit` maximises the objective. `seed` sets the first weights and all noise."""
+
+    epochs: PositiveInt = 50
+    batch_size: PositiveInt = 128
+    optimizer: str = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    optimizer_options: Options = ()
+    schedule: Annotated[Any, OneOf(SCHEDULES)] = "constant"
+    clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    patience: PositiveInt | None = None
+    seed: Seed = 0
+    engine: Literal["auto", "eager"] = "auto"
+    device: str | None = None
+    checkpoint_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """`optimizer_options` as keyword arguments."""
+        return dict(self.optimizer_options)
+
+
+class EvaluateSpec(Value):
+    """How log p(x) is estimated, and on which split of the data."""
+
+    estimator: Annotated[Any, OneOf(ESTIMATORS)] = "importance"
+    split: Literal["train", "validation", "test"] = "test"
+    seed: Seed = 0
+
+
+class ExperimentSpec(Value):
+    """One study: which data, which model, how it is trained and how it is judged."""
+
+    data: Annotated[Any, OneOf(Data.registry)] = "digits"
+    model: VAESpec = VAESpec()
+    objective: Annotated[Any, OneOf(OBJECTIVES)] = "elbo"
+    train: TrainSpec = TrainSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+
+
+# From YAML -------------------------------------------------------------------------------------
+
+
+def presets() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(PRESETS.glob("*.yaml"))}
+
+
+def find_source(source: str | PathLike | None) -> Path:
+    """The YAML file of a path or preset name. Raises `SpecError`."""
+    known = presets()
+    name = DEFAULT_PRESET if source is None else str(source)
+    if name in known:
+        return known[name]
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    raise SpecError(f"no preset or file is called '{name}'{nearest(name, known)}")
+
+
+def load_experiment(
+    source: str | PathLike | None = None, overrides: Iterable[str] = ()
+) -> ExperimentSpec:
+    """The spec of a YAML file or preset (default: digits), with `key=value` overrides.
+
+    Raises: `SpecError`, one line per mistake.
+    """
+    data: Any = {}
+    problems: list[Problem] = []
+    try:
+        path = find_source(source)
+        data = load_yaml(path) or {}
+        if not isinstance(data, dict):
+            known = nearest("", ExperimentSpec.model_fields)
+            raise SpecError(f"{path}: expected a mapping of sections, got {shorten(data)}{known}")
+    except SpecError as error:
+        data, problems = {}, error.problems
+    try:
+        spec = override(data, overrides)
+    except SpecError as error:
+        raise SpecError(problems + error.problems) from None
+    if problems:
+        raise SpecError(problems)
+    return spec
+
+
+def override(data: dict[str, Any], overrides: Iterable[str]) -> ExperimentSpec:
+    """The spec of plain data with overrides. Reports every mistake of both."""
+    whole, problems = apply_overrides(ExperimentSpec, data, overrides)
+    try:
+        spec = ExperimentSpec.from_dict(whole)
+    except SpecError as error:
+        raise SpecError(problems + error.problems) from None
+    if problems:
+        raise SpecError(problems)
+    return spec
+
+
+# With the data ---------------------------------------------------------------------------------
+
+
+def resolve(spec: ExperimentSpec, dataset: Dataset) -> ExperimentSpec:
+    """The spec with `model.data_shape` from the data, once both are known to fit.
+
+    Raises: `SpecError`, one line per mistake.
+    """
+    problem = partial(_problem, problems := [])
+    shape, given = tuple(dataset.shape), spec.model.data_shape
+    if given is not None and given != shape:
+        problem("model.data_shape", f"{given}, but a datum of '{dataset.name}' has shape {shape}")
+    try:
+        check_fit(dataset, spec.model.likelihood)
+    except DataError as error:
+        problems += error.problems
+    num_data, train = len(dataset.train), spec.train
+    if train.batch_size > num_data:
+        text = f"{train.batch_size}, but there are only {num_data} training data"
+        problem("train.batch_size", f"{text}; use {num_data} or less")
+    if train.patience is not None and len(dataset.validation) == 0:
+        text = f"{train.patience}, but '{dataset.name}' has no validation data to watch"
+        problem("train.patience", f"{text}; give it some, or leave patience out")
+    _check_warmup(spec, num_data, problem)
+    if train.device is not None and train.device not in devices():
+        text = f"'{train.device}' is not on this machine{nearest(train.device, devices())}"
+        problem("train.device", text)
+    if problems:
+        raise SpecError(problems)
+    model = spec.model.model_copy(update={"data_shape": shape})
+    return spec.model_copy(update={"model": model})
+
+
+def _problem(problems: list[Problem], field: str, text: str) -> None:
+    problems.append(Problem(tuple(field.split(".")), text))
+
+
+def _check_warmup(spec: ExperimentSpec, num_data: int, problem) -> None:
+    steps = spec.train.epochs * math.ceil(num_data / spec.train.batch_size)
+    for unit, length in (("epochs", spec.train.epochs), ("steps", steps)):
+        warmup = getattr(spec.objective, f"warmup_{unit}", 0)
+        if warmup > length:
+            text = f"{warmup}, longer than the training of {length} {unit}"
+            problem(f"objective.warmup_{unit}", f"{text}; beta would never reach 1")
+
+
+def devices() -> list[str]:
+    """The devices of this machine, by name; the one that is used unless told otherwise first."""
+    found = ["cpu"]
+    if torch.cuda.is_available():
+        found = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *found]
+    return found
+
+
+def splits(dataset: Dataset) -> list[str]:
+    """The splits that hold data."""
+    return [split for split in SPLITS if len(getattr(dataset, split))]
+
+
+def observed(dataset: Dataset, split: str) -> Tensor:
+    """The data of a split as a likelihood scores them.
+
+    Training data that get fresh randomness with every batch get it once here, always the same.
+    """
+    x = dataset.split(split)
+    if split != "train" or dataset.train_transform is None:
+        return x
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return dataset.train_transform(x)
+
+
+# Two specs -------------------------------------------------------------------------------------
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"seed": 0}}` as `{"train.seed": 0}`."""
+    if not isinstance(data, Mapping) or not data:
+        return {prefix: data}
+    found = {}
+    for key, value in data.items():
+        found.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return found
+
+
+def differences(old: ExperimentSpec, new: ExperimentSpec) -> dict[str, tuple[Any, Any]]:
+    """Dotted field -> (old value, new value), where they differ; a missing field is None."""
+    before, after = flatten(old.to_dict()), flatten(new.to_dict())
+    keys = dict.fromkeys([*before, *after])
+    pairs = {key: (before.get(key), after.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

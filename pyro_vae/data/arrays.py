@@ -1,0 +1,283 @@
+"""Your own arrays, from a file or from Python."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt
+
+from pyro_vae.component import nearest
+from pyro_vae.data.base import SPLITS, Dataset
+from pyro_vae.data.grey import GreyData
+from pyro_vae.data.rows import Rows
+from pyro_vae.errors import DataError, Problem
+
+SUFFIXES = (".npy", ".npz", ".safetensors")
+STREAMS = {"train": 0, "validation": 1, "test": 2}
+LEVELS = 256
+BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+class ArrayData(GreyData):
+    """Arrays from anywhere: float values, or uint8 grey levels 0 to 255 (or uint8 0 and 1).
+
+    `validation` and `test` rows are held out of the training data by a permutation that never
+    changes, where they are not given apart.
+    """
+
+    test: NonNegativeInt = 0
+
+    def from_arrays(
+        self, arrays: Mapping[str, Any], labels: Mapping[str, Any], name: str, where: str
+    ) -> Dataset:
+        """The data set of one array per split. `where` begins the error messages."""
+        checked = _check_arrays(arrays, where)
+        levels = _levels(checked)
+        if levels is None:
+            checked = {split: _finite(array, split, where) for split, array in checked.items()}
+        self._check_values(checked, levels, where)
+        known = _check_labels(labels, checked, where)
+        splits = {
+            split: Rows(array, known.get(split), STREAMS[split]) for split, array in checked.items()
+        }
+        self._check_counts(splits, where)
+        return self.dataset(
+            name, {**self.hold_out(name, splits.pop("train"), self.test), **splits}, levels
+        )
+
+    def _check_counts(self, splits: Mapping[str, Rows], where: str) -> None:
+        for split in ("validation", "test"):
+            count = getattr(self, split)
+            if count and split in splits:
+                text = f"{count}, but {where} holds {split} data of its own; leave the field out"
+                raise DataError(Problem(("data", split), text))
+
+    def _check_values(
+        self, arrays: Mapping[str, np.ndarray], levels: int | None, where: str
+    ) -> None:
+        if self.dequantize != "none" and levels is None:
+            train = arrays["train"]
+            held = "only 0 and 1" if ((train == 0) | (train == 1)).all() else "other numbers"
+            raise DataError(
+                f"{where}: dequantize={self.dequantize} needs uint8 grey levels, but 'train' holds "
+                f"{held}; save the bytes, or set data.dequantize=none"
+            )
+        if self.binarize == "none" or levels is not None:
+            return
+        for split, array in arrays.items():
+            flat = array.reshape(len(array), -1)
+            outside = ((flat < 0) | (flat > 1)).any(1)
+            if outside.any():
+                raise DataError(
+                    f"{where}: binarize={self.binarize} needs values in [0, 1], but '{split}' has "
+                    f"values from {flat.min():g} to {flat.max():g}, outside in {outside.sum()} "
+                    f"rows, the first in row {outside.argmax()}; scale them, save bytes as uint8, "
+                    "or set data.binarize=none"
+                )
+
+
+class Arrays(ArrayData, name="arrays"):
+    """Your own data from a .npz, .safetensors or .npy file.
+
+    A .npz or .safetensors file holds `train`, and if you like `validation`, `test`,
+    `train_labels`, `validation_labels` and `test_labels`; or one array `x` with `labels`, cut by
+    `validation` and `test`, as a .npy file is. Data have shape `[N, ...]`. Nothing is unpickled.
+    """
+
+    path: str = Field(min_length=1)
+
+    def load(self) -> Dataset:
+        path = Path(self.path).expanduser()
+        arrays, labels = _sort(_read(path), str(path))
+        return self.from_arrays(arrays, labels, self.name, str(path))
+
+
+def dataset_from_arrays(
+    train: Any,
+    validation: Any = None,
+    test: Any = None,
+    labels: Mapping[str, Any] | None = None,
+    name: str = "arrays",
+    **fields: Any,
+) -> Dataset:
+    """The data set of tensors or arrays `[N, ...]`, checked as those of a file are.
+
+    Args:
+        validation, test: arrays, or how many training data to hold out.
+        labels: per split, one integer per row.
+        fields: those of the data `arrays`: binarize, dequantize, train_size, ...
+
+    >>> dataset = dataset_from_arrays(torch.rand(100, 8, 8), binarize="dynamic")
+
+    Raises: `SpecError` for a field that does not fit, `DataError` for data that do not.
+    """
+    given = {"train": train}
+    for split, value in (("validation", validation), ("test", test)):
+        (fields if isinstance(value, int) else given)[split] = value
+    arrays = {split: _as_numpy(array) for split, array in given.items() if array is not None}
+    known = {split: _as_numpy(array) for split, array in (labels or {}).items()}
+    return ArrayData(**fields).from_arrays(arrays, known, name, f"data '{name}'")
+
+
+# Files -----------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if path.suffix not in SUFFIXES:
+        ending = f"ends in '{path.suffix}'" if path.suffix else "has no ending"
+        text = f"'{path}' {ending}; expected one of {', '.join(SUFFIXES)}"
+        raise DataError(Problem(("data", "path"), text))
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        text = f"'{path}' {what}; expected a file, relative to the folder {Path.cwd()}"
+        raise DataError(Problem(("data", "path"), text))
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"x": loaded}
+        with loaded:
+            return {key: loaded[key] for key in loaded.files}
+    except BROKEN as error:
+        if "pickle" in str(error):
+            raise DataError(
+                f"{path}: is no NumPy file, or holds Python objects, which are never loaded since "
+                "they can run code; save arrays of numbers with np.save or np.savez"
+            ) from None
+        raise _damaged(path, error) from None
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {key: _as_numpy(value) for key, value in load_file(path).items()}
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: cannot be read as {path.suffix} ({type(error).__name__}: {error}); the file is "
+        "damaged or of another kind, so save it again"
+    )
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return np.asarray(value)
+
+
+def _sort(
+    held: Mapping[str, np.ndarray], where: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What a file holds, as arrays and labels per split."""
+    data = [key for key in held if key != "labels"]
+    if "train" not in held and len(data) == 1:
+        known = {"train": held["labels"]} if "labels" in held else {}
+        return {"train": held[data[0]]}, known
+    keys = [*SPLITS, *(f"{split}_labels" for split in SPLITS)]
+    if "train" not in held:
+        found = ", ".join(map(repr, held)) or "nothing"
+        raise DataError(
+            f"{where}: holds {found}; expected 'train' (with {', '.join(keys[1:])} if you like), "
+            "or one array 'x'"
+        )
+    for key in held:
+        if key not in keys:
+            raise DataError(f"{where}: holds '{key}', which means nothing here{nearest(key, keys)}")
+    arrays = {split: held[split] for split in SPLITS if split in held}
+    known = {split: held[f"{split}_labels"] for split in SPLITS if f"{split}_labels" in held}
+    return arrays, known
+
+
+# Checks ----------------------------------------------------------------------------------------
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> dict[str, np.ndarray]:
+    """Arrays of numbers `[N, ...]` of one shape and kind; an empty split is left out."""
+    for split, array in arrays.items():
+        if array.dtype.kind not in "buif":
+            raise DataError(
+                f"{where}: '{split}' holds {_kind(array)}; expected numbers (float, integer, bool)"
+            )
+        if array.ndim < 2:
+            raise DataError(
+                f"{where}: '{split}' has shape {array.shape}; expected [N, ...], one row per datum"
+            )
+        if array.size == 0 and (split == "train" or len(array)):
+            raise DataError(f"{where}: '{split}' is empty (shape {array.shape}); expected [N, ...]")
+    train = arrays["train"]
+    if len(train) < 2:
+        raise DataError(
+            f"{where}: 'train' holds one example (shape {train.shape}); expected [N, ...] with N "
+            "at least 2"
+        )
+    for split, array in arrays.items():
+        if array.shape[1:] != train.shape[1:]:
+            raise DataError(
+                f"{where}: a datum of '{split}' has shape {array.shape[1:]}, but one of 'train' "
+                f"has {train.shape[1:]}; give all splits one shape"
+            )
+        if (array.dtype == np.uint8) != (train.dtype == np.uint8):
+            raise DataError(
+                f"{where}: '{split}' holds {array.dtype}, but 'train' {train.dtype}; uint8 is "
+                "scaled to [0, 1] and other numbers are not, so give all splits one type"
+            )
+    return {split: array for split, array in arrays.items() if len(array)}
+
+
+def _kind(array: np.ndarray) -> str:
+    kinds = {"O": "Python objects", "c": "complex numbers", "U": "text", "S": "text"}
+    return kinds.get(array.dtype.kind, str(array.dtype))
+
+
+def _levels(arrays: Mapping[str, np.ndarray]) -> int | None:
+    """256 if these are bytes; None for other numbers, and for bytes that are all 0 or 1."""
+    if arrays["train"].dtype != np.uint8 or all(array.max() <= 1 for array in arrays.values()):
+        return None
+    return LEVELS
+
+
+def _finite(array: np.ndarray, split: str, where: str) -> np.ndarray:
+    """The array as float32. Raises `DataError` for NaN and infinite values."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = array.astype(np.float32)
+    bad = ~np.isfinite(found.reshape(len(found), -1))
+    if bad.any():
+        rows = bad.any(1)
+        raise DataError(
+            f"{where}: '{split}' holds {bad.sum()} NaN or infinite values in {rows.sum()} of "
+            f"{len(rows)} rows, the first in row {rows.argmax()}; remove or impute them"
+        )
+    return found
+
+
+def _check_labels(
+    labels: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], where: str
+) -> dict[str, np.ndarray]:
+    for split, given in labels.items():
+        if split not in SPLITS:
+            raise DataError(f"{where}: labels of '{split}'{nearest(split, SPLITS)}")
+        num_rows = len(arrays.get(split, ()))
+        if given.shape != (num_rows,):
+            raise DataError(
+                f"{where}: the labels of '{split}' have shape {given.shape}, but there are "
+                f"{num_rows} rows; expected one label per row"
+            )
+        if given.dtype.kind not in "bui":
+            raise DataError(
+                f"{where}: the labels of '{split}' hold {_kind(given)}; expected integers (-1 "
+                "where a label is missing)"
+            )
+    return {split: given for split, given in labels.items() if split in arrays}

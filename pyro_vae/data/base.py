@@ -1,0 +1,131 @@
+"""Data sets: the family of declarations, what they load, and which likelihoods can score them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import Field
+from torch import Tensor
+
+from pyro_vae.component import Component, nearest
+from pyro_vae.data.rows import Rows
+from pyro_vae.errors import DataError, Problem, RequestError
+from pyro_vae.likelihoods.base import SCORES, Likelihood
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A loaded data set.
+
+    `train`, `validation` and `test` are float32 `[N, *shape]`; a split that does not exist has no
+    rows. `labels` holds int64 `[N]` per split where they are known. `support` says what values a
+    likelihood must score: `binary`, `unit` (in [0, 1]) or `real`. `train_transform`, if any,
+    gives a training batch its fresh randomness from torch's global generator. `levels` counts the
+    grey levels of dequantized data, x = (level + u) / levels.
+    """
+
+    name: str
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    support: str = "real"
+    train_transform: Callable[[Tensor], Tensor] | None = None
+    levels: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one datum."""
+        return tuple(self.train.shape[1:])
+
+    def split(self, name: str) -> Tensor:
+        """The data of a split. Raises `RequestError` if there is no such split, or none in it."""
+        there = [split for split in SPLITS if len(getattr(self, split))]
+        if name not in SPLITS:
+            raise RequestError(f"no split is called '{name}'{nearest(name, there)}")
+        if name not in there:
+            raise RequestError(f"data '{self.name}' has no {name} data{nearest('', there)}")
+        return getattr(self, name)
+
+    def fingerprint(self, split: str) -> str:
+        """SHA-256 of a split's shape and exact values, the same on every device."""
+        x = self.split(split).detach().cpu().contiguous().numpy().astype("<f4", copy=False)
+        found = hashlib.sha256(repr(tuple(map(int, x.shape))).encode())
+        found.update(x)
+        return found.hexdigest()
+
+
+class Data(Component, family="data"):
+    """A data set to load. A subclass holds the fields and writes `load`.
+
+    `train_size` and `test_size` cut a split to a random but fixed choice of its rows, for quick
+    runs.
+    """
+
+    train_size: int | None = Field(default=None, ge=2)
+    test_size: int | None = Field(default=None, ge=1)
+
+    def load(self) -> Dataset:
+        raise NotImplementedError(f"{type(self).__name__} must write load()")
+
+    def cut(self, name: str, splits: Mapping[str, Rows]) -> dict[str, Rows]:
+        """The splits of data `name`, cut to the sizes asked for. Raises `DataError`."""
+        found = dict(splits)
+        for split, size in (("train", self.train_size), ("test", self.test_size)):
+            if size is None:
+                continue
+            there = len(splits[split]) if split in splits else 0
+            if size > there:
+                text = f"{size}, but data '{name}' has only {there} {split} rows; ask for fewer"
+                raise DataError(Problem(("data", f"{split}_size"), text))
+            found[split] = splits[split].subset(size)
+        if len(found["train"]) < 2:
+            raise DataError(
+                f"data '{name}' has {len(found['train'])} training row; a model is fitted to at "
+                "least 2 data"
+            )
+        return found
+
+
+class Scoring(Protocol):
+    """What `check_fit` needs to know of a likelihood."""
+
+    name: str
+    support: str
+
+
+VALUES = {"binary": "values in {0, 1}", "unit": "values in [0, 1]", "real": "real values"}
+
+
+def check_fit(dataset: Dataset, likelihood: Scoring) -> None:
+    """Refuse data that the likelihood cannot score. Raises `DataError` with the ways out."""
+    if dataset.support in SCORES.get(likelihood.support, (likelihood.support,)):
+        return
+    scored = VALUES.get(likelihood.support, f"{likelihood.support} values")
+    held = VALUES.get(dataset.support, f"{dataset.support} values")
+    fitting = [
+        name
+        for name, cls in Likelihood.registry.items()
+        if dataset.support in SCORES.get(cls.support, (cls.support,))
+    ]
+    other = f"model.likelihood={' or '.join(fitting)}" if fitting else ""
+    outs = [other] if other else []
+    if dataset.support == "unit":
+        held = "grey values"
+        outs = ["data.binarize=dynamic (or threshold, fixed)"]
+        if fitting:
+            outs.append(f"{other} with data.dequantize=uniform")
+    elif dataset.levels is not None:
+        held = "dequantized real values"
+        binary = " and data.binarize=dynamic" if likelihood.support == "binary" else ""
+        outs.insert(0, f"data.dequantize=none{binary}")
+    ways = f"; set {', or '.join(outs)}" if outs else ""
+    raise DataError(
+        f"likelihood '{likelihood.name}' scores {scored}, but data '{dataset.name}' has {held}"
+        f"{ways}"
+    )
