@@ -119,6 +119,8 @@ def examine(
     every = head(arguments, transform, len(arguments[0]))
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         look_at(model, guide, every, plate)  # its first call fixes the size of its plates
+    if isinstance(guide, AutoGuide):
+        guide = poutine.block(guide, hide_fn=_is_whole_plate)
     if plate is None or len(arguments[0]) <= 4:
         return look_at(model, guide, every, plate)
     try:
@@ -130,6 +132,12 @@ def examine(
     except Exception:  # e.g. a plate of fixed size: all of the data tell what is wrong
         pass
     return replace(look_at(model, guide, every, plate), whole=True)
+
+
+def _is_whole_plate(site) -> bool:
+    """A plate that takes all its indices: replaying it would only force its length on others."""
+    fn = site["fn"]
+    return isinstance(fn, _Subsample) and (fn.subsample_size or fn.size) >= fn.size
 
 
 def head(

@@ -67,8 +67,8 @@ def _refuse_foreign_inference() -> None:
     origin = Path(found.origin).parent if found and found.origin else None
     if origin is None or not (origin / "log_weights.py").exists():
         raise ImportError(
-            f"pyro-vae needs its own package 'inference', but Python finds {origin}; another "
-            "installed distribution uses that name: uninstall it, or use a fresh environment"
+            f"pyro-vae needs its own package 'inference', but Python finds {origin or 'none'}; if "
+            "another distribution uses that name, uninstall it or use a fresh environment"
         )
 
 

@@ -47,8 +47,7 @@ def problems_of(cls: type[BaseModel], error: PydanticValidationError) -> list[Pr
         elif isinstance(cause, PydanticValidationError):
             found += [problem.under(*path) for problem in problems_of(cls, cause)]
         elif detail["type"] == "extra_forbidden":
-            fields = [*cls.model_fields, *(["name"] if hasattr(cls, "family") else [])]
-            text = f"no such field of {cls.__name__}{nearest(path[-1], fields)}"
+            text = f"no such field of {cls.__name__}{nearest(path[-1], cls.model_fields)}"
             found.append(Problem(path, text))
         elif detail["type"] == "missing":
             found.append(Problem(path, f"missing; {cls.__name__} needs it"))
@@ -61,7 +60,7 @@ def problems_of(cls: type[BaseModel], error: PydanticValidationError) -> list[Pr
 
 
 def shorten(value: Any, limit: int = 80) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -69,7 +68,11 @@ class Value(BaseModel):
     """A frozen pydantic model whose errors are `SpecError`s, one readable line per mistake."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,  # JSON has no word for them
+        protected_namespaces=(),
     )
 
     def __init__(self, **fields: Any) -> None:
@@ -91,6 +94,10 @@ class Value(BaseModel):
         return cls(**{str(key): value for key, value in data.items()})
 
 
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 class Registry(Mapping[str, type[BaseModel]]):
     """The named values of one family. Members register themselves by being defined."""
 
@@ -102,14 +109,10 @@ class Registry(Mapping[str, type[BaseModel]]):
 
     def register(self, name: str, cls: type[BaseModel]) -> None:
         held = self._members.get(name)
-        same = held is not None and (held.__module__, held.__qualname__) == (
-            cls.__module__,
-            cls.__qualname__,
-        )
-        if held is not None and not same:
+        if held is not None and _place(held) != _place(cls):
             raise SpecError(
-                f"{self.family} '{name}' is already defined by {held.__module__}."
-                f"{held.__qualname__}; give {cls.__module__}.{cls.__qualname__} another name"
+                f"{self.family} '{name}' is already defined by {_place(held)}; "
+                f"give {_place(cls)} another name"
             )
         self._members[name] = cls
 
@@ -136,6 +139,11 @@ class Registry(Mapping[str, type[BaseModel]]):
         if isinstance(given, BaseModel):
             if type(given) in self._all().values():
                 return given
+            if _place(type(given)) in map(_place, self._all().values()):
+                raise SpecError(
+                    f"{type(given).__name__} was defined anew after this value was made; "
+                    "make the value again"
+                )
             raise SpecError(f"{type(given).__name__} is no {self.family}{nearest('', self)}")
         if isinstance(given, str):
             given = {"name": given}
@@ -146,7 +154,7 @@ class Registry(Mapping[str, type[BaseModel]]):
             )
         name = given["name"]
         if name not in self:
-            raise SpecError(f"no {self.family} is called '{name}'{nearest(name, self)}")
+            raise SpecError(f"no {self.family} is called {shorten(name)}{nearest(name, self)}")
         fields = {str(key): value for key, value in given.items() if key != "name"}
         cls = self[name]
         try:
@@ -219,6 +227,16 @@ class Component(Value):
 
     def to_dict(self) -> dict[str, Any]:
         return self.registry.dump(self)
+
+    @classmethod
+    def from_dict(cls: type[T], data: Any) -> T:
+        """The value back from `to_dict`, with its `name`; a class that has one may go without."""
+        if isinstance(data, Mapping) and "name" not in data and cls.name:  # type: ignore
+            data = {"name": cls.name, **data}  # type: ignore[attr-defined]
+        value = cls.resolve(data)  # type: ignore[attr-defined]
+        if not isinstance(value, cls):
+            raise SpecError(f"{shorten(data)} is a {type(value).__name__}, not a {cls.__name__}")
+        return value
 
     @classmethod
     def resolve(cls, given: Any) -> Any:

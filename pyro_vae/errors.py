@@ -16,7 +16,8 @@ class Problem:
         return Problem(prefix + self.path, self.text)
 
     def __str__(self) -> str:
-        return f"{'.'.join(self.path)}: {self.text}" if self.path else self.text
+        line = f"{'.'.join(self.path)}: {self.text}" if self.path else self.text
+        return " ".join(line.splitlines())
 
 
 class PyroVAEError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from pyro.distributions import Distribution, MultivariateNormal, TorchDistribution
@@ -27,7 +28,7 @@ class Mixture(TorchDistribution):
         components: a distribution with `batch_shape [C]` and `event_shape [L]`.
     """
 
-    arg_constraints = {"logits": constraints.real_vector}
+    arg_constraints: ClassVar = {"logits": constraints.real_vector}
     has_rsample = False
 
     def __init__(self, logits: Tensor, components: Distribution, validate_args=None):
@@ -48,9 +49,8 @@ class Mixture(TorchDistribution):
         # Densities and draws broadcast by themselves: only the shape is noted.
         new = self._get_checked_instance(type(self), _instance)
         new.logits, new.components = self.logits, self.components
-        super(Mixture, new).__init__(
-            torch.Size(batch_shape), self.event_shape, validate_args=False
-        )
+        super(Mixture, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
         return new
 
     @property
@@ -58,16 +58,16 @@ class Mixture(TorchDistribution):
         mean = self.logits.softmax(0) @ self.components.mean
         return mean.expand(self.batch_shape + self.event_shape)
 
-    def sample(self, sample_shape=torch.Size()) -> Tensor:
+    def sample(self, sample_shape=()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad():
             which = Categorical(logits=self.logits).sample(shape)
             base = _base(self.components)
             if isinstance(base, Normal):
-                noise = torch.randn(shape + self.event_shape).to(base.loc)
+                noise = torch.randn_like(base.loc[which])
                 return base.loc[which] + base.scale[which] * noise
             if isinstance(base, MultivariateNormal):
-                noise = torch.randn(shape + self.event_shape).to(base.loc)
+                noise = torch.randn_like(base.loc[which])
                 tril = base.scale_tril[which]
                 return base.loc[which] + (tril @ noise.unsqueeze(-1)).squeeze(-1)
             every = self.components.sample(shape)  # [*shape, C, L]
@@ -75,6 +75,11 @@ class Mixture(TorchDistribution):
             return every.gather(-2, index).squeeze(-2)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        value = value.expand(
+            torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        )
         log_weights = self.logits.log_softmax(0)
         natural = _natural_parameters(_base(self.components))
         if natural is None:

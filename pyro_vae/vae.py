@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from pyro_vae.component import OneOf, Value
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import Problem, RequestError, SpecError
 from pyro_vae.guides.base import Guide
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.networks.base import Network
@@ -28,7 +28,7 @@ class VAESpec(Value):
     the data.
     """
 
-    data_shape: tuple[PositiveInt, ...] | None = None
+    data_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     latent_dim: PositiveInt = 8
     prior: Annotated[Any, OneOf(Prior.registry)] = "standard_normal"
     guide: Annotated[Any, OneOf(Guide.registry)] = "mean_field"
@@ -81,7 +81,8 @@ class VAE(nn.Module):
         super().__init__()
         self.spec = spec = VAESpec(**fields)
         if spec.data_shape is None:
-            raise RequestError("data_shape: missing; give the shape of one datum, e.g. (28, 28)")
+            text = "missing; give the shape of one datum, e.g. (28, 28)"
+            raise SpecError(Problem(("data_shape",), text))
         self.shapes = shapes = Shapes(data=spec.data_shape, latent=(spec.latent_dim,))
         self.prior = spec.prior.build(shapes)
         self.guide_module = spec.guide.build(shapes, spec.encoder)

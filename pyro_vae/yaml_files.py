@@ -14,6 +14,10 @@ from pyro_vae.errors import SpecError
 MAX_BYTES = 1_000_000
 
 
+# Odd tags on odd nodes (`!!bool maybe`, `!!map [1]`) make yaml's constructors fail in many ways.
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
+
 class _Loader(yaml.SafeLoader):
     """`yaml.SafeLoader` that reads 1e-3 as a number and refuses aliases and repeated keys."""
 
@@ -41,12 +45,20 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """`yaml.SafeDumper` that writes what `_Loader` reads back: no aliases, quotes on '1e-3'."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
 # YAML 1.1 reads 1e-3 as a string; YAML 1.2, and everyone who writes a learning rate, as a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+        list("-+0123456789."),
+    )
 
 
 def parse_yaml(text: str, where: str = "YAML") -> Any:
@@ -60,7 +72,7 @@ def parse_yaml(text: str, where: str = "YAML") -> Any:
     except yaml.YAMLError as error:
         first = str(error).splitlines()[0]
         raise SpecError(f"{where}: not readable as YAML: {first}") from None
-    except (RecursionError, ValueError, OverflowError) as error:
+    except _FAILURES as error:
         raise SpecError(f"{where}: not readable as YAML: {type(error).__name__}") from None
 
 
@@ -68,15 +80,20 @@ def load_yaml(path: str | PathLike) -> Any:
     """Plain data from a YAML file. Raises `SpecError`."""
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
             raise SpecError(f"{path}: larger than {MAX_BYTES} bytes, which no spec is")
-        text = path.read_text(encoding="utf-8")
+        text = raw.decode("utf-8")
+    except SpecError:
+        raise
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise SpecError(f"{path}: cannot be read as text: {error}") from None
     return parse_yaml(text, str(path))
 
 
 def dump_yaml(data: Any) -> str:
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    """YAML text that `parse_yaml` reads back as equal plain data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -384,12 +384,14 @@ def test_packed_files_are_read_and_nothing_is_written(small_mnist, tmp_path):
     assert found.labels["test"].tolist() == list(range(6))
 
 
-def test_missing_files_are_downloaded_once(small_mnist, tmp_path, monkeypatch):
-    folder, arrays = small_mnist
+@pytest.fixture
+def mirror(small_mnist, monkeypatch):
+    """A server on this machine that holds the tiny files."""
+    from torchvision.datasets import MNIST as Torchvision
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
-            super().__init__(*args, directory=str(folder))
+            super().__init__(*args, directory=str(small_mnist[0]))
 
         def log_message(self, *args):
             pass
@@ -397,16 +399,28 @@ def test_missing_files_are_downloaded_once(small_mnist, tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        from torchvision.datasets import MNIST as Torchvision
-
         monkeypatch.setattr(Torchvision, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-        first = MNIST(binarize="none").load()
+        yield server
         server.shutdown()
         thread.join()
-    assert torch.equal(first.test, torch.from_numpy(arrays["t10k"] / np.float32(255)))
-    held = everything(tmp_path / "data")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_missing_files_are_downloaded_once(mirror, small_mnist, tmp_path, monkeypatch, writable):
+    from torchvision.datasets import MNIST as Torchvision
+
+    kept = tmp_path / "data"
+    if not writable:  # a file is no place to write to
+        kept.write_text("")
+        kept = tmp_path / "cache" / "pyro-vae"
+    first = MNIST(binarize="none").load()
+    grey = torch.from_numpy(small_mnist[1]["t10k"] / np.float32(255))
+    assert torch.equal(first.test, grey)
+    held = everything(kept)
     assert len(held) == 8
     assert all(name.startswith("MNIST/raw/") for name in held)
+    assert not list(kept.glob(".download-*"))
+    monkeypatch.setattr(Torchvision, "mirrors", ["http://127.0.0.1:9/"])
     assert MNIST(binarize="none").load().fingerprint("train") == first.fingerprint("train")
 
 

@@ -97,7 +97,10 @@ def test_splits_that_are_not_there():
         RequestError, "no split is called 'tests'; did you mean 'test'? Choices: test, train"
     ):
         found.split("tests")
-    text = "data 'arrays' has no validation data. Choices: test, train"
+    text = (
+        "data 'arrays' has no validation data (data.validation, where offered, holds some out). "
+        "Choices: test, train"
+    )
     with says(RequestError, text):
         found.split("validation")
     with says(RequestError, text):

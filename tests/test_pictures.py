@@ -121,8 +121,11 @@ def test_any_data_shape(shape, tmp_path):
         assert colored == (len(shape) == 3 and shape[0] == 3)
 
 
-@pytest.mark.parametrize("prior", ["gaussian_mixture", {"name": "vamp", "components": 5}])
-@pytest.mark.parametrize("guide", ["mean_field", "full_rank"])
+@pytest.mark.parametrize(
+    ("prior", "guide"),
+    [("gaussian_mixture", "iaf"), ({"name": "vamp", "components": 5}, "full_rank")],
+    ids=["mixture", "vamp"],
+)
 def test_other_priors_and_guides(prior, guide, tmp_path):
     vae, x = build(prior=prior, guide=guide), bits(20, 8, 8)
     vae.initialize(x)

@@ -12,9 +12,14 @@ from rich.table import Table
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; columns whose title starts with `>` are flush right."""
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for column in columns:
-        right = column.startswith(">")
-        table.add_column(column.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    rows = [tuple(row) for row in rows]
+    for i, column in enumerate(columns):
+        if column.startswith(">"):
+            table.add_column(column[1:], justify="right", no_wrap=True)
+        else:  # wide enough for its longest word, within reason
+            words = [word for row in rows for word in row[i].split()]
+            least = min(24, max(map(len, words), default=0))
+            table.add_column(column, overflow="fold", min_width=least)
     for row in rows:
         table.add_row(*row)
     console().print(table)

@@ -140,10 +140,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"x": loaded}
-        with loaded:
+        with path.open("rb") as file:  # np.load leaves a damaged file open
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {"x": loaded}
             return {key: loaded[key] for key in loaded.files}
     except BROKEN as error:
         if "pickle" in str(error):
@@ -254,8 +254,8 @@ def _finite(array: np.ndarray, split: str, where: str) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         found = array.astype(np.float32)
     bad = ~np.isfinite(found.reshape(len(found), -1))
-    if bad.any():
-        rows = bad.any(1)
+    rows = np.asarray(bad.any(1))
+    if rows.any():
         raise DataError(
             f"{where}: '{split}' holds {bad.sum()} NaN or infinite values in {rows.sum()} of "
             f"{len(rows)} rows, the first in row {rows.argmax()}; remove or impute them"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import Field
 from torch import Tensor
@@ -49,14 +49,15 @@ class Dataset:
         if name not in SPLITS:
             raise RequestError(f"no split is called '{name}'{nearest(name, there)}")
         if name not in there:
-            raise RequestError(f"data '{self.name}' has no {name} data{nearest('', there)}")
+            how = "" if name == "train" else f" (data.{name}, where offered, holds some out)"
+            raise RequestError(f"data '{self.name}' has no {name} data{how}{nearest('', there)}")
         return getattr(self, name)
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 of a split's shape and exact values, the same on every device."""
         x = self.split(split).detach().cpu().contiguous().numpy().astype("<f4", copy=False)
         found = hashlib.sha256(repr(tuple(map(int, x.shape))).encode())
-        found.update(x)
+        found.update(x.data)
         return found.hexdigest()
 
 
@@ -108,18 +109,12 @@ def check_fit(dataset: Dataset, likelihood: Scoring) -> None:
         return
     scored = VALUES.get(likelihood.support, f"{likelihood.support} values")
     held = VALUES.get(dataset.support, f"{dataset.support} values")
-    fitting = [
-        name
-        for name, cls in Likelihood.registry.items()
-        if dataset.support in SCORES.get(cls.support, (cls.support,))
-    ]
-    other = f"model.likelihood={' or '.join(fitting)}" if fitting else ""
-    outs = [other] if other else []
+    outs = [f"model.likelihood={name}" for name in likelihoods_for(dataset.support)]
     if dataset.support == "unit":
         held = "grey values"
-        outs = ["data.binarize=dynamic (or threshold, fixed)"]
-        if fitting:
-            outs.append(f"{other} with data.dequantize=uniform")
+        outs = [f"model.likelihood={name}" for name in likelihoods_for("real")]
+        outs = [f"{' or '.join(outs)} with data.dequantize=uniform"] if outs else []
+        outs.insert(0, "data.binarize=dynamic (or threshold, fixed)")
     elif dataset.levels is not None:
         held = "dequantized real values"
         binary = " and data.binarize=dynamic" if likelihood.support == "binary" else ""
@@ -129,3 +124,11 @@ def check_fit(dataset: Dataset, likelihood: Scoring) -> None:
         f"likelihood '{likelihood.name}' scores {scored}, but data '{dataset.name}' has {held}"
         f"{ways}"
     )
+
+
+def likelihoods_for(support: str) -> list[str]:
+    """The names of the likelihoods that can score data of this support."""
+    known: Mapping[str, Any] = Likelihood.registry
+    return [
+        name for name, cls in known.items() if support in SCORES.get(cls.support, (cls.support,))
+    ]

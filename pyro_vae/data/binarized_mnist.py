@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class BinarizedMNIST(Data, name="binarized_mnist"):
 
     def load(self) -> Dataset:
         splits = self.cut(self.name, _read(self.name))
-        tensors = {
+        tensors: dict[str, Any] = {
             split: torch.from_numpy(rows.values.astype(np.float32).reshape(-1, 28, 28))
             for split, rows in splits.items()
         }

@@ -60,6 +60,9 @@ class GreyData(Data):
 
         Without `levels`, `binarize` and `dequantize`, values may lie anywhere.
         """
+        dequantized = self.dequantize != "none"
+        if dequantized and levels is None:
+            raise DataError(f"data '{name}' has no grey levels; set data.dequantize=none")
         splits = self.cut(name, {split: rows for split, rows in splits.items() if len(rows)})
         tensors = {
             split: torch.from_numpy(self._values(rows, levels, fresh=split == "train"))
@@ -71,8 +74,7 @@ class GreyData(Data):
             for split, rows in splits.items()
             if rows.labels is not None
         }
-        dequantized = self.dequantize == "uniform"
-        transform = AddNoise(levels) if dequantized else None
+        transform = AddNoise(levels) if dequantized and levels else None
         return Dataset(
             name=name,
             **{split: tensors.get(split, empty) for split in SPLITS},
@@ -85,7 +87,7 @@ class GreyData(Data):
     def _values(self, rows: Rows, levels: int | None, fresh: bool) -> np.ndarray:
         """float32 values; `fresh`: what is random is left to the training batch."""
         x = rows.values.astype(np.float32)
-        if self.dequantize == "uniform":
+        if self.dequantize != "none":
             return (x if fresh else x + rows.uniforms(self.binarization_seed)) / np.float32(levels)
         if levels is not None:
             x /= np.float32(levels - 1)
@@ -118,7 +120,7 @@ def draw_binary(x: Tensor) -> Tensor:
 class AddNoise:
     """x + u / levels, u ~ U(0, 1)."""
 
-    levels: int | None
+    levels: int
 
     def __call__(self, x: Tensor) -> Tensor:
         return x + torch.rand_like(x) / self.levels

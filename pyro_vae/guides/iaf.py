@@ -9,6 +9,7 @@ from pyro.distributions.transforms import ConditionalAffineAutoregressive, Permu
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import nn
 
+from pyro_vae.errors import SpecError
 from pyro_vae.guides.base import Guide, GuideModule, positive
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
@@ -28,6 +29,11 @@ class IAF(Guide, name="iaf"):
     context: PositiveInt = 64
 
     def build(self, shapes: Shapes, encoder: Network) -> GuideModule:
+        if not 2 <= shapes.latent_dim <= min(self.hidden, default=0):
+            raise SpecError(
+                f"guide 'iaf' needs 2 or more latents and hidden layers at least as wide; got "
+                f"{shapes.latent_dim} latents and hidden {self.hidden}"
+            )
         return IAFModule(shapes, encoder, self)
 
 
@@ -36,14 +42,17 @@ class IAFModule(GuideModule):
         dim = shapes.latent_dim
         super().__init__(shapes, encoder, 2 * dim + spec.context)
         self.sizes = [dim, dim, spec.context]
+        order = torch.arange(dim)  # without one, Pyro draws an order at random
         self.flows = nn.ModuleList(
             ConditionalAffineAutoregressive(
-                ConditionalAutoRegressiveNN(dim, spec.context, list(spec.hidden)), stable=True
+                ConditionalAutoRegressiveNN(
+                    dim, spec.context, list(spec.hidden), permutation=order.clone()
+                ),
+                stable=True,
             )
             for _ in range(spec.depth)
         )
-        reverse = torch.arange(dim - 1, -1, -1)
-        self.register_buffer("reverse", reverse, persistent=False)
+        self.register_buffer("reverse", order.flip(0), persistent=False)
 
     def encode(self, x, y=None):
         loc, raw, context = self.encoder(x).split(self.sizes, -1)

@@ -83,9 +83,9 @@ class GaussianModule(LikelihoodModule):
         count = int((sigma <= self.floor * (1 + 1e-6)).sum())
         if count == 0:
             return []
-        shift = count * math.log(10)
+        shift = count * math.log(10) * self.shapes.num_pixels / sigma.numel()
         return [
             f"{count} of {sigma.numel()} sigmas stand at their floor of {self.floor:g}: a floor "
-            f"ten times lower would move log p(x) by up to {shift * self.shapes.num_pixels / sigma.numel():.0f} nats per datum, "
-            "so log p(x) says more about the floor than about the model"
+            f"ten times lower would move log p(x) by up to {shift:.0f} nats per "
+            "datum, so log p(x) says more about the floor than about the model"
         ]

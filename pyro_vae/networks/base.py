@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class Network(Component, family="network"):
-    """A map from `in_shape` to `out_shape`. Write `build` for one batch dimension; the rest is done.
+    """A map from `in_shape` to `out_shape`. Write `build` for one batch dimension, no more.
 
     `build(in_shape, out_shape)` returns a module that maps `[n, *in_shape]` to `[n, *out_shape]`
     (or to anything with as many elements per row).
@@ -69,10 +69,12 @@ class Net(nn.Module):
 
         Returns whether a bias was found that fits; a network without one keeps its start.
         """
-        biases = [m.bias for m in self.body.modules() if isinstance(_bias(m), nn.Parameter)]
-        if not biases:
+        layers = [
+            m for m in self.body.modules() if next(m.parameters(recurse=False), None) is not None
+        ]
+        last = getattr(layers[-1], "bias", None) if layers else None
+        if not isinstance(last, nn.Parameter):
             return False
-        last = biases[-1]
         if last.numel() == value.numel():
             last.copy_(value.reshape(last.shape))
         elif value.numel() % last.numel() == 0:
@@ -82,17 +84,17 @@ class Net(nn.Module):
         return True
 
 
-def _bias(module: nn.Module):
-    return getattr(module, "bias", None)
-
-
 def dense(num_inputs: int, num_outputs: int, *, he: bool = False) -> nn.Linear:
     """A linear layer with Glorot-uniform (or He-normal) weights and zero biases."""
-    layer = nn.Linear(num_inputs, num_outputs)
+    layer = glorot(nn.Linear(num_inputs, num_outputs))
     if he:
         nn.init.kaiming_normal_(layer.weight)
-    else:
-        nn.init.xavier_uniform_(layer.weight)
+    return layer
+
+
+def glorot(layer):
+    """The layer with Glorot-uniform weights and zero biases."""
+    nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
 

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from pyro_vae.errors import SpecError
-from pyro_vae.networks.base import ACTIVATIONS, Activation, Network, dense, image_shape
+from pyro_vae.networks.base import ACTIVATIONS, Activation, Network, dense, glorot, image_shape
 
 
 class Conv(Network, name="conv"):
@@ -45,7 +45,7 @@ class Conv(Network, name="conv"):
         layers: list[nn.Module] = [Picture(image)]
         widths = [image[0], *self.channels]
         for i in range(len(self.channels)):
-            conv = nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1)
+            conv = glorot(nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1))
             layers += [conv, ACTIVATIONS[self.activation]()]
         flat = widths[-1] * math.prod(sizes[-1])
         layers += [nn.Flatten(), dense(flat, self.hidden), ACTIVATIONS[self.activation]()]
@@ -63,7 +63,7 @@ class Conv(Network, name="conv"):
             up = nn.ConvTranspose2d(
                 widths[i + 1], widths[i], 3, stride=2, padding=1, output_padding=extra
             )
-            layers += [ACTIVATIONS[self.activation](), up]
+            layers += [ACTIVATIONS[self.activation](), glorot(up)]
         return nn.Sequential(*layers)
 
 

@@ -1,0 +1,54 @@
+"""What every test runs under: two threads, a fixed seed, and a check that it leaves no traces."""
+
+import contextlib
+
+import pyro
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+def global_state():
+    """What a library must leave as it found it, beside the random state."""
+    return {
+        "parameter store": sorted(pyro.get_param_store().keys()),
+        "default dtype": torch.get_default_dtype(),
+        "gradients": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        # Validation of distributions, inference and handlers are among these.
+        **{f"pyro.settings {name}": value for name, value in pyro.settings.get().items()},
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_traces():
+    """Seed torch, and fail a test that changes Pyro's or torch's global state.
+
+    A test that trains with `pyro.infer.SVI` itself, and so fills the parameter store on purpose,
+    asks for `own_store`. Tests may draw from torch's global generator; that library code leaves
+    it alone is the business of tests of their own.
+    """
+    pyro.clear_param_store()
+    before = global_state()
+    random_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    yield
+    after = global_state()
+    torch.set_rng_state(random_state)
+    pyro.clear_param_store()
+    torch.set_default_dtype(before["default dtype"])
+    torch.set_grad_enabled(before["gradients"])
+    torch.use_deterministic_algorithms(before["deterministic algorithms"])
+    with contextlib.suppress(KeyError):
+        pyro.settings.set(**{name: before[f"pyro.settings {name}"] for name in pyro.settings.get()})
+    changed = {k: (before[k], after[k]) for k in before if before[k] != after[k]}
+    assert not changed, f"the test left global state changed (before, after): {changed}"
+
+
+@pytest.fixture
+def own_store():
+    """A parameter store of the test's own."""
+    with pyro.get_param_store().scope():
+        yield pyro.get_param_store()
