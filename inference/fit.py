@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,12 @@ from inference.stopping import Stopping
 from inference.tiles import TILE_NUMBERS
 
 ENGINES = ("auto", "eager")
+
+# What a checkpoint tells of a `State`, beside weights and history.
+PROGRESS = {
+    *("epoch", "batch", "step", "objective_sum", "norm_sum", "seconds", "finished"),
+    *("best", "best_epoch", "waited"),
+}
 
 
 @dataclass(frozen=True)
@@ -134,17 +141,18 @@ def fit(
 
     with own_store(keep_plain=True), own_randomness(seed), modes(modules, training=True):
         one_optimizer = SingleOptimizer(optimizer, learning_rate, optimizer_options, clip_norm)
-        training = init(
-            model,
-            guide,
-            arguments,
-            objective=objective,
-            optimizer=one_optimizer,
-            batch_size=batch_size,
-            device=device,
-            plate=plate,
-            transform=batch_transform,
-        )
+        with modes(modules, training=False):  # a look leaves running statistics alone
+            training = init(
+                model,
+                guide,
+                arguments,
+                objective=objective,
+                optimizer=one_optimizer,
+                batch_size=batch_size,
+                device=device,
+                plate=plate,
+                transform=batch_transform,
+            )
         training.held_out, training.modules, training.seed = held_out, modules, seed
         training.schedule, training.epochs, training.patience = schedule, epochs, patience
         warmup = objective.warmup(training.steps_per_epoch)
@@ -277,6 +285,11 @@ class Training:
     def total_steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 
+    @functools.cached_property
+    def buffers(self) -> list[Tensor]:
+        """Running statistics and the like, which a forward pass may change."""
+        return [buffer for module in self.modules for buffer in module.buffers()]
+
     def seen(self, state: State) -> int:
         """Data seen in the epoch under way."""
         return max(1, min(state.batch * self.batch_size, self.num_data))
@@ -300,7 +313,14 @@ class Training:
         self.optimizer.factor = self.schedule.factor(
             state.step, self.steps_per_epoch, self.total_steps
         )
-        state.objective_sum += size * self.engine.step(batch, beta)
+        buffers = [buffer.clone() for buffer in self.buffers]
+        try:
+            objective = self.engine.step(batch, beta)
+        except NonFiniteError:
+            for buffer, kept in zip(self.buffers, buffers, strict=True):
+                buffer.copy_(kept)
+            raise
+        state.objective_sum += size * objective
         state.norm_sum += self.optimizer.grad_norm
         state.batch += 1
         state.step += 1
@@ -338,8 +358,9 @@ class Training:
         count = len(self.held_out[0])
         size = count if self.pair.whole else max(1, TILE_NUMBERS // self.pair.event_numel)
         total = 0.0
-        with own_randomness(derived_seed("validation", self.seed)), modes(
-            self.modules, training=False
+        with (
+            own_randomness(derived_seed("validation", self.seed)),
+            modes(self.modules, training=False),
         ):
             for start in range(0, count, size):
                 batch = tuple(a[start : start + size] for a in self.held_out)
@@ -395,9 +416,12 @@ class Training:
                 f"resume: the training has changed: {'; '.join(changed)}. Resume with the same "
                 "settings, or start a new training"
             )
+        p = saved.progress
+        missing = sorted(PROGRESS - p.keys())
+        if missing:
+            raise CheckpointError(f"resume: the checkpoint lacks '{missing[0]}'")
         self.put(saved.current, with_optimizer=True)
         set_random_state(saved.random, self.device)
-        p = saved.progress
         return State(
             epoch=p["epoch"],
             batch=p["batch"],
@@ -508,7 +532,10 @@ def _check_request(request: dict[str, Any]) -> None:
             raise RequestError(f"{name}: got {value!r}; expected a whole number of at least 1")
     for name in ("learning_rate", "clip_norm"):
         value = request[name]
-        if value is not None and not (value > 0 and math.isfinite(value)):
+        if name == "clip_norm" and value is None:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not (value > 0 and math.isfinite(value)):
             raise RequestError(f"{name}: got {value!r}; expected a positive number")
     if request["batch_size"] > len(request["arguments"][0]):
         raise RequestError(

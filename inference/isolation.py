@@ -7,6 +7,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyro
 import torch
@@ -29,7 +30,7 @@ def own_store(*, keep_plain: bool = False, share: bool = False) -> Iterator[None
     """
     store = pyro.get_param_store()
     plain = {name: value for name, value in store._params.items() if is_plain(value)}
-    start = {
+    start: Any = {
         "params": {
             n: v if share else v.detach().clone().requires_grad_(True) for n, v in plain.items()
         },

@@ -157,8 +157,9 @@ class Scorer:
         if pair.whole:
             reason = failure or "its log p differs from one particle at a time"
             raise PairError(
-                "the model cannot take a leading dimension of particles, and a pair that runs on "
-                f"all its data only cannot repeat each datum instead: {reason}"
+                "the pair cannot take a leading dimension of particles, and one that runs on all "
+                "its data at once cannot repeat each datum instead; let its networks take "
+                f"[particles, batch, ...] ({str(reason).splitlines()[0]})"
             )
         return False
 
@@ -276,7 +277,7 @@ def _reduce(site, pair: Pair, *, particles: bool) -> Tensor:
     if particles:
         kept.append(-pair.max_plate_nesting - 1)
     if frame_of(site, pair.plate) is not None:
-        kept.append(pair.data_dim)
+        kept.append(pair.data_dim)  # type: ignore[arg-type]
     if log_prob.dim() < pair.max_plate_nesting + particles:
         missing = pair.max_plate_nesting + particles - log_prob.dim()
         log_prob = log_prob.reshape((1,) * missing + tuple(log_prob.shape))

@@ -22,9 +22,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     choices = {
         key.lower(): cls
         for key, cls in vars(torch.optim).items()
-        if isinstance(cls, type)
-        and issubclass(cls, torch.optim.Optimizer)
-        and key not in _UNFIT
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and key not in _UNFIT
     }
     if name.lower() not in choices:
         raise RequestError(f"optimizer: '{name}' is unknown. Choices: {', '.join(sorted(choices))}")
@@ -113,9 +111,9 @@ class SingleOptimizer(PyroOptim):
     def get_state(self) -> dict[str, dict[str, Any]]:
         """The optimizer's state by parameter name: tensors and plain numbers."""
         if self.optimizer is None:
-            return {}
+            return dict(self._pending)
         state = self.optimizer.state
-        return {
+        return self._pending | {
             name: dict(state[p])
             for name, p in zip(self.names, self._params, strict=True)
             if p in state

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -17,8 +18,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
-from inference.errors import PairError, RequestError
-from inference.isolation import own_randomness, validation
+from inference.errors import NonFiniteError, PairError, RequestError
+from inference.isolation import own_randomness, own_store, validation
 
 Data = Tensor | tuple[Tensor, ...]
 
@@ -116,22 +117,31 @@ def examine(
     `transform` is what training applies to the first tensor of each batch.
     """
     few = head(arguments, transform)
-    every = head(arguments, transform, len(arguments[0]))
+    num_data = len(arguments[0])
+
+    def look_at_all() -> Pair:
+        return look_at(model, guide, head(arguments, transform, num_data), plate)
+
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
-        look_at(model, guide, every, plate)  # its first call fixes the size of its plates
+        look_at_all()  # its first call fixes the size of its plates
     if isinstance(guide, AutoGuide):
         guide = poutine.block(guide, hide_fn=_is_whole_plate)
-    if plate is None or len(arguments[0]) <= 4:
-        return look_at(model, guide, every, plate)
+    if plate is None or num_data <= 4:
+        return look_at_all()
     try:
-        pair = look_at(model, guide, few, plate)
-        # A plate that subsamples as many as it was shown looks plain: another number tells.
-        look_at(model, guide, head(arguments, transform, 3), plate)
-        if pair.subsampling != "own":
-            return pair
+        # A plate that subsamples as many as it was shown looks plain, and a parameter with one
+        # number per datum takes whatever it was shown: another number of data tells.
+        shapes = []
+        for count in (3, 4):
+            with own_store():
+                pair = look_at(model, guide, head(arguments, transform, count), plate)
+                params = pyro.get_param_store().named_parameters()
+                shapes.append({name: value.shape for name, value in params})
+        if pair.subsampling != "own" and shapes[0] == shapes[1]:
+            return look_at(model, guide, few, plate)
     except Exception:  # e.g. a plate of fixed size: all of the data tell what is wrong
         pass
-    return replace(look_at(model, guide, every, plate), whole=True)
+    return replace(look_at_all(), whole=True)
 
 
 def _is_whole_plate(site) -> bool:
@@ -162,6 +172,12 @@ def look_at(
         try:
             guide_trace = poutine.trace(guide).get_trace(*arguments)
             free_trace = poutine.trace(model).get_trace(*arguments)
+        except ValueError as error:
+            _check_params()
+            said, invalid, _ = str(error).partition(", but found invalid values")
+            if not invalid:
+                raise
+            raise PairError(said) from None
         except TypeError as error:
             if "argument" not in str(error):
                 raise
@@ -229,8 +245,19 @@ def look_at(
         ),
         scaled_sites=tuple(name for name, site in in_model.items() if _user_scaled(site))
         + tuple(name for name, site in in_guide.items() if _user_scaled(site)),
-        refusals=(*_partial_plates(every, plate), *_point_sites(in_guide)),
+        refusals=(
+            *_partial_plates(every, plate),
+            *_point_sites(in_guide),
+            *_narrow_sites(in_model, in_guide),
+        ),
     )
+
+
+def _check_params() -> None:
+    """Refuse parameters that are not finite, by name."""
+    for name, value in pyro.get_param_store().named_parameters():
+        if not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(f"parameter '{name}' holds NaN or infinite values")
 
 
 def _partial_plates(sites, plate: str | None) -> list[str]:
@@ -255,6 +282,21 @@ def _point_sites(in_guide) -> list[str]:
         for name, site in in_guide.items()
         if is_point(site["fn"])
     ]
+
+
+def _narrow_sites(in_model, in_guide) -> list[str]:
+    """Sites whose guide cannot reach all of the model's support."""
+    found = []
+    for name, q in in_guide.items():
+        if name not in in_model or is_point(q["fn"]):
+            continue
+        q_support, p_support = _plain_support(q["fn"]), _plain_support(in_model[name]["fn"])
+        if p_support is constraints.real and q_support is not constraints.real:
+            found.append(
+                f"site '{name}': the guide draws from {q_support} only, the model's support is "
+                f"{p_support}; weights miss the rest, so widen the guide"
+            )
+    return found
 
 
 def _user_scaled(site) -> bool:

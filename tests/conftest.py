@@ -1,7 +1,5 @@
 """What every test runs under: two threads, a fixed seed, and a check that it leaves no traces."""
 
-import contextlib
-
 import pyro
 import pytest
 import torch
@@ -40,9 +38,9 @@ def no_traces():
     pyro.clear_param_store()
     torch.set_default_dtype(before["default dtype"])
     torch.set_grad_enabled(before["gradients"])
-    torch.use_deterministic_algorithms(before["deterministic algorithms"])
-    with contextlib.suppress(KeyError):
-        pyro.settings.set(**{name: before[f"pyro.settings {name}"] for name in pyro.settings.get()})
+    if after["deterministic algorithms"] != before["deterministic algorithms"]:
+        torch.use_deterministic_algorithms(before["deterministic algorithms"])
+    pyro.settings.set(**{name: before[f"pyro.settings {name}"] for name in pyro.settings.get()})
     changed = {k: (before[k], after[k]) for k in before if before[k] != after[k]}
     assert not changed, f"the test left global state changed (before, after): {changed}"
 

@@ -1,29 +1,22 @@
-"""The command line: what it does, what it refuses, and with which exit code."""
+"""The command line: what each command does, and its exit codes as a shell sees them."""
 
 import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cli_runs import ROOT, SMALL, files_of, refused, rows_of, shell, trained_runs
 from safetensors.torch import load_file
 
 import pyro_vae as pv
 from pyro_vae.app.cli import COMMANDS, main
+from pyro_vae.yaml_files import load_yaml
 
-ROOT = Path(__file__).parent.parent
-SMALL = [
-    "model.latent_dim=2",
-    "model.encoder.hidden=[8]",
-    "model.decoder.hidden=[8]",
-    "train.epochs=2",
-    "--quiet",
-]
 KEYS = [
     *("quantity", "estimator", "num_samples", "num_data", "split", "data_fingerprint", "log_px"),
     *("mc_std_error", "bias_estimate", "test_std_error", "bias_direction", "khat_bad_share"),
@@ -41,45 +34,20 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Three evaluated runs: two seeds of one model, and another prior."""
-    root = tmp_path_factory.mktemp("runs")
-    for name, extra in {
-        "a": [],
-        "b": ["train.seed=1"],
-        "vamp": ["model.prior.components=5", "model.prior=vamp"],
-    }.items():
-        assert main(["train", "digits", *SMALL, *extra, "--out", str(root / name)]) == 0
-        assert main(["evaluate", str(root / name), "--samples", "20", "--quiet"]) == 0
-    return root
+def trained(one_thread):
+    return trained_runs()
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(trained, monkeypatch):
+    """The runs of `trained` have theirs; further trainings are quicker without."""
+    monkeypatch.setattr("pyro_vae.app.train.draw_all", lambda *_: [])
 
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """A copy of a trained run, to be damaged."""
+    """A copy of a trained run, to be changed or damaged."""
     return Path(shutil.copytree(trained / "a", tmp_path / "run"))
-
-
-@pytest.fixture
-def said(capsys):
-    """What was printed since the last look: (out, err)."""
-    capsys.readouterr()
-    return capsys.readouterr
-
-
-def files_of(folder):
-    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-
-
-def refused(arguments, said, *parts, code=2):
-    """The command fails with `code`, and each part stands on one of its lines on stderr."""
-    assert main([str(argument) for argument in arguments]) == code
-    lines = said().err.splitlines()
-    assert lines
-    assert all(line.startswith("pyro-vae: ") for line in lines), lines
-    for part in parts:
-        assert any(part in line for line in lines), (part, lines)
-    return lines
 
 
 # What it does ----------------------------------------------------------------------------------
@@ -97,11 +65,8 @@ def test_a_run_folder_holds_what_is_promised(trained):
         "evaluation.safetensors",
         "evaluation.json",
     }
-    rows = [json.loads(line) for line in (trained / "a" / "metrics.jsonl").open()]
-    assert [row["epoch"] for row in rows] == [1, 2]
-    spec = pv.ExperimentSpec.from_dict(
-        __import__("yaml").safe_load((trained / "a/spec.yaml").open())
-    )
+    assert [row["epoch"] for row in rows_of(trained / "a")] == [1, 2]
+    spec = pv.ExperimentSpec.from_dict(load_yaml(trained / "a" / "spec.yaml"))
     assert spec.train.engine == "eager"
     assert spec.model.data_shape == (8, 8)
     summary = json.loads((trained / "a" / "summary.json").read_text())
@@ -125,15 +90,27 @@ def test_evaluation_holds_the_promised_keys(trained):
     assert summary["reconstruction"] - kl == pytest.approx(summary["bound"], abs=error)
 
 
-def test_evaluate_says_how_far_to_trust(trained, tmp_path, said):
+def test_evaluate_says_how_far_to_trust(trained, tmp_path, capsys):
     run = shutil.copytree(trained / "a", tmp_path / "run")
     assert main(["evaluate", str(run), "--samples", "1", "--split", "validation", "--quiet"]) == 0
-    out = said().out
+    out = capsys.readouterr().out
     assert "How far to trust it: log p(x) =" in out
     assert "One sample tells nothing" in " ".join(out.split())
     summary = json.loads((run / "evaluation.json").read_text())
     assert summary["split"] == "validation"
     assert summary["mc_std_error"] is None  # unknown is null, never 0
+
+
+def test_bits_per_dimension_are_on_the_scale_of_the_levels(tmp_path, capsys):
+    request = ["data.dequantize=uniform", "data.binarize=none", "model.likelihood=gaussian"]
+    run = tmp_path / "run"
+    assert main(["train", "digits", *SMALL, *request, "--out", str(run)]) == 0
+    assert main(["evaluate", str(run), "--samples", "10", "--quiet"]) == 0
+    assert "upper bound, 0-16 scale" in capsys.readouterr().out
+    summary = json.loads((run / "evaluation.json").read_text())
+    log_prob = summary["log_px"] - 64 * math.log(17)  # of the levels 0 to 16, with noise on top
+    assert summary["bits_per_dim"] == pytest.approx(-log_prob / (64 * math.log(2)))
+    assert 0 < summary["bits_per_dim"] < math.log2(17) + 1
 
 
 def test_training_is_determined_by_its_seed_and_leaves_the_caller_alone(trained, tmp_path):
@@ -147,10 +124,10 @@ def test_training_is_determined_by_its_seed_and_leaves_the_caller_alone(trained,
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_compare_groups_seeds_and_pairs_data(trained, said):
+def test_compare_groups_seeds_and_pairs_data(trained, capsys):
     runs = [str(trained / name) for name in ("a", "b", "vamp")]
     assert main(["compare", *runs]) == 0
-    out = " ".join(said().out.split())
+    out = " ".join(capsys.readouterr().out.split())
     assert "prior=standard_normal 2 -" in out
     assert "prior=vamp 1 -" in out
     assert "paired standard errors" in out
@@ -182,20 +159,31 @@ def test_a_difference_and_its_errors():
         ("latent", ["latent_scatter.png", "manifold.png"]),
     ],
 )
-def test_pictures(command, names, run, said, tmp_path):
+def test_pictures(command, names, run, capsys, tmp_path):
     shutil.rmtree(run / "pictures")
     assert main([command, str(run)]) == 0
-    printed = [Path(line) for line in said().out.splitlines()]
+    printed = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert printed == [run / "pictures" / name for name in names]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in printed)
     assert main([command, str(run), "--out", str(tmp_path / "mine.png"), "--seed", "3"]) == 0
     assert (tmp_path / "mine.png").exists()
 
 
-def test_resume_of_a_finished_run_has_nothing_to_do(run, said):
+def test_data_without_a_test_split(tmp_path, capsys):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(30, 5)))
+    run, own = str(tmp_path / "run"), f"data={{name: arrays, path: {tmp_path / 'x.npy'}}}"
+    request = ["train", *SMALL, own, "model.likelihood=gaussian", "train.batch_size=9"]
+    assert main([*request, "--out", run]) == 0
+    assert main(["latent", run]) == 0
+    refused(["evaluate", run], capsys, "no test data", "Choices: train")
+    assert main(["evaluate", run, "--split", "train", "--samples", "5", "--quiet"]) == 0
+    assert "fitted to these data" in " ".join(capsys.readouterr().out.split())
+
+
+def test_resume_of_a_finished_run_has_nothing_to_do(run, capsys):
     before = files_of(run)
     assert main(["train", "--out", str(run), "--resume", "--quiet"]) == 0
-    assert "nothing left to do" in said().out
+    assert "nothing left to do" in capsys.readouterr().out
     assert files_of(run) == before
 
 
@@ -206,24 +194,24 @@ def test_resume_with_more_epochs_equals_a_longer_training(run, tmp_path):
     assert main(["train", "digits", *SMALL, *longer, "--out", str(fresh)]) == 0
     assert (run / "model.safetensors").read_bytes() == (fresh / "model.safetensors").read_bytes()
     assert (run / "spec.yaml").read_bytes() == (fresh / "spec.yaml").read_bytes()
-    lines = [[json.loads(line) for line in (f / "metrics.jsonl").open()] for f in (run, fresh)]
-    for row in lines[0] + lines[1]:
+    resumed, straight = rows_of(run), rows_of(fresh)
+    for row in resumed + straight:
         del row["seconds"]
-    assert lines[0] == lines[1]
+    assert resumed == straight
 
 
-def test_resume_of_a_run_killed_before_its_first_checkpoint_starts_it(trained, tmp_path, said):
+def test_resume_of_a_run_killed_before_its_first_checkpoint_starts_it(trained, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(trained / "a" / "spec.yaml", run)
     (run / "metrics.jsonl").write_text('{"epoch": 1}\n{"epo')
     assert main(["train", "--out", str(run), "--resume", "--quiet"]) == 0
-    assert "starting from the first step" in said().out
+    assert "starting from the first step" in capsys.readouterr().out
     name = "model.safetensors"
     assert (run / name).read_bytes() == (trained / "a" / name).read_bytes()
 
 
-def test_a_component_of_ones_own_through_import(tmp_path, said):
+def test_a_component_of_ones_own_through_import(tmp_path, capsys):
     module = tmp_path / "wide_prior.py"
     module.write_text(
         "import pyro.distributions as dist, torch\n"
@@ -239,43 +227,34 @@ def test_a_component_of_ones_own_through_import(tmp_path, said):
     )
     out, own = str(tmp_path / "run"), ["--import", str(module)]
     train = ["train", *SMALL, "model.prior=wide", "train.epochs=1", "--out", out]
-    refused(train, said, "no prior is called 'wide'")
+    refused(train, capsys, "no prior is called 'wide'")
     try:
         assert main([*train, *own]) == 0
         assert main(["generate", out, *own]) == 0
         assert main(["list", "priors", *own]) == 0
-        assert "N(0, scale^2)" in said().out
+        assert "N(0, scale^2)" in capsys.readouterr().out
     finally:  # what is registered stays so for the life of the process
         pv.Prior.registry._members.pop("wide")
         sys.modules.pop("wide_prior")
-    refused(["evaluate", out], said, "no prior is called 'wide'", "--import")
+    refused(["evaluate", out], capsys, "no prior is called 'wide'", "--import")
 
 
 @pytest.mark.parametrize("family", [None, "priors", "datasets", "presets", "estimators"])
-def test_list(family, said):
+def test_list(family, capsys):
     assert main(["list", *([family] if family else [])]) == 0
-    out = said().out
+    out = capsys.readouterr().out
     assert ("pseudo-inputs" in " ".join(out.split())) == (family in (None, "priors", "presets"))
     assert ("num_samples" in out) == (family in (None, "estimators"))
 
 
-def test_schema_is_a_json_schema(said):
+def test_schema_is_a_json_schema(capsys):
     assert main(["schema"]) == 0
-    schema = json.loads(said().out)
+    schema = json.loads(capsys.readouterr().out)
     assert set(schema["properties"]) == {"data", "model", "objective", "train", "evaluate"}
     assert "vamp" in json.dumps(schema)
 
 
 # One process per exit code, as a shell sees them ------------------------------------------------
-
-
-def shell(arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "pyro_vae", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-    )
 
 
 def test_exit_code_0_help_without_torch(tmp_path):
@@ -309,7 +288,7 @@ def test_exit_code_1_of_a_run_that_fails(tmp_path):
     assert f"pyro-vae train --out {run} --resume" in done.stderr
 
 
-def test_an_interrupted_training_says_how_to_go_on(tmp_path, said, monkeypatch):
+def test_an_interrupted_training_says_how_to_go_on(tmp_path, capsys, monkeypatch):
     import inference
 
     def interrupted(*_, **__):
@@ -317,265 +296,4 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path, said, monkeypatch):
 
     monkeypatch.setattr(inference, "fit", interrupted)
     out = tmp_path / "run"
-    refused(["train", *SMALL, "--out", out], said, f"--out {out} --resume", code=1)
-
-
-# What it refuses: the request --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "part"),
-    [
-        (["trian"], "no command is called 'trian'; did you mean 'train'?"),
-        (["train", "mnits"], "no preset or file is called 'mnits'; did you mean 'mnist'?"),
-        (["train", "nowhere.yaml"], "nowhere.yaml: no such file"),
-        (["train", "digits", "mnist"], "'mnist': a second spec after 'digits'"),
-        (["train", "model.prior=vampp"], "no prior is called 'vampp'; did you mean 'vamp'?"),
-        (["train", "data=digit"], "did you mean 'digits'?"),
-        (["train", "objective=elbow"], "no objective is called 'elbow'; did you mean 'elbo'?"),
-        (["train", "model.prior.component=3"], "no such field of StandardNormal"),
-        (["train", "train.epoch=3"], "did you mean 'epochs'?"),
-        (["train", "modle.prior=vamp"], "did you mean 'model'?"),
-        (["train", "train.epochs=many"], "train.epochs: input should be a valid integer"),
-        (["train", "train.epochs=0"], "train.epochs: input should be greater than 0 (got 0)"),
-        (["train", "train.learning_rate=nan"], "train.learning_rate: "),
-        (["train", "train.optimizer=adamm"], "optimizer: 'adamm' is unknown"),
-        (["train", "train.optimizer_options.beta=3"], "unexpected keyword argument 'beta'"),
-        (["train", "model.prior={name: vamp, components"], "not readable as YAML"),
-        (["train", "model.encoder.hidden=*x"], "not readable as YAML"),
-        (["train", "model.prior=vamp", "model.guide=iaf"], "guides that fit: full_rank, mean_fi"),
-        (["train", "model.data_shape=[3]"], "model.data_shape: (3,), but a datum of 'digits'"),
-        (["train", "model.encoder={name: conv, channels: [1, 1, 1, 1, 1]}"], "below one pixel"),
-        (["train", "train.batch_size=99999"], "train.batch_size: 99999, but there are only"),
-        (["train", "objective.warmup_epochs=999"], "objective.warmup_epochs: 999, longer than"),
-        (["train", "train.device=tpu"], "train.device: 'tpu' is not on this machine"),
-        (["train", "data.binarization_seed=-1"], "data.binarization_seed: "),
-        (["train", "--resume"], "--resume: give --out DIR"),
-        (["train", "--out"], "--out: expected one argument"),
-        (["train", "--fast"], "unrecognized arguments: --fast"),
-        (["train", "--import", "no_such_module"], "--import no_such_module: ModuleNotFoundError"),
-        (["train", "--import", "none.py"], "--import none.py: no such file"),
-        (["list", "prior"], "no family is called 'prior'; did you mean 'priors'?"),
-        (["evaluate", "nowhere"], "nowhere: no such run folder"),
-        (["compare", "nowhere"], "compare: give at least two runs"),
-        (["generate"], "the following arguments are required: RUN"),
-    ],
-)
-def test_wrong_requests(arguments, part, said, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    refused(arguments, said, part)
-    assert files_of(tmp_path) == {}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the device")
-def test_an_absent_device(said, tmp_path, run):
-    refused(["train", "train.device=cuda", "--out", tmp_path / "x"], said, "train.device: 'cuda'")
-    assert not (tmp_path / "x").exists()
-    refused(["evaluate", run, "--device", "cuda"], said, "--device: 'cuda'")
-
-
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        ("train: {epochs: 3", "line 1, column"),
-        ("train: {epochs: 3}\ntrain: {epochs: 4}", "the key 'train' stands twice"),
-        ("- 1\n- 2", "expected a mapping of sections"),
-        ("train: &a [*a]", "aliases are not supported"),
-        ("!!python/object/apply:os.system ['true']", "not readable as YAML"),
-        ("model: !!python/name:os.system", "not readable as YAML"),
-        ("train: {seed: 1e400}", "train.seed: "),
-        ("[" * 5000, "not readable as YAML"),
-        ("model: {prior: [vamp]}", "model.prior: expected the name of a prior"),
-        ("model: 3", "model: "),
-        ("train: {epochs: 2024-01-01}", "train.epochs: "),
-        ("{1: 2}", "no such field of ExperimentSpec"),
-        ("a" * 1_000_001, "larger than"),
-    ],
-)
-def test_malformed_and_hostile_yaml(text, part, said, tmp_path):
-    path = tmp_path / "spec.yaml"
-    path.write_text(text)
-    refused(["train", path, "--out", tmp_path / "run"], said, part)
-    assert files_of(tmp_path) == {path: text.encode()}
-
-
-def test_yaml_that_is_not_text(said, tmp_path):
-    path = tmp_path / "spec.yaml"
-    path.write_bytes(b"\xff\xfe\x00")
-    refused(["train", path], said, "cannot be read as text")
-
-
-# What it refuses: the data -----------------------------------------------------------------------
-
-X = np.random.default_rng(0).integers(0, 2, (40, 4, 4)).astype("float32")
-
-
-def with_value(value):
-    x = X.copy()
-    x[7, 1, 2] = value
-    return x
-
-
-@pytest.mark.parametrize(
-    ("arrays", "part"),
-    [
-        ({"train": with_value(np.nan), "test": X}, "NaN"),
-        ({"train": X, "test": with_value(np.inf)}, "infinit"),
-        ({"train": X[:0], "test": X}, "empty"),
-        ({"train": X, "test": X[:, :3]}, "shape"),
-        ({"train": np.float32(1.0), "test": X}, "shape"),
-        ({"train": X * 0.5, "test": X}, "bernoulli"),
-        ({"train": X, "test": X, "train_labels": np.zeros(39, "int64")}, "39"),
-        ({"train": X[:1], "test": X}, "one example"),
-        ({"train": X[:5], "test": X}, "train.batch_size: 20, but there are only"),
-        ({"test": X, "validation": X}, "expected 'train'"),
-        ({"train": X.astype("complex64"), "test": X}, "complex"),
-        ({"train": np.array([["a"]]), "test": X}, "train"),
-    ],
-)
-def test_unfit_arrays(arrays, part, said, tmp_path):
-    path = tmp_path / "data.npz"
-    np.savez(path, **arrays)
-    lines = train_arrays(path, tmp_path, said, part)
-    assert all("Traceback" not in line for line in lines)
-
-
-def train_arrays(path, tmp_path, said, part):
-    before = files_of(tmp_path)
-    request = ["train", *SMALL, "data=arrays", f"data.path={path}", "train.batch_size=20"]
-    request += ["model.likelihood=bernoulli", "--out", tmp_path / "run"]
-    lines = refused(request, said, part)
-    assert files_of(tmp_path) == before
-    return lines
-
-
-@pytest.mark.parametrize("name", ["data.npz", "data.npy", "data.safetensors"])
-@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 not a zip", b"\x93NUMPY\x01"])
-def test_missing_and_corrupt_data_files(name, content, said, tmp_path):
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    train_arrays(path, tmp_path, said, name)
-
-
-def test_an_array_of_objects_is_not_unpickled(said, tmp_path):
-    path = tmp_path / "data.npz"
-    np.savez(path, train=np.array([{"a": 1}], dtype=object), test=X)
-    train_arrays(path, tmp_path, said, "data.npz")
-
-
-def test_grey_data_under_a_bernoulli_names_the_ways_out(said, tmp_path):
-    request = ["train", "digits", "data.binarize=none", "model.likelihood=bernoulli"]
-    lines = refused([*request, "--out", tmp_path / "run"], said, "bernoulli")
-    assert "gaussian" in " ".join(lines)
-    assert not (tmp_path / "run").exists()
-
-
-# What it refuses: the run folder -----------------------------------------------------------------
-
-
-def test_an_output_folder_that_holds_another_run(run, said, tmp_path):
-    before = files_of(run)
-    refused(["train", *SMALL, "--out", run], said, "holds another run", "--resume")
-    assert files_of(run) == before
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes.txt").write_text("mine")
-    refused(["train", *SMALL, "--out", tmp_path / "full"], said, "is not empty")
-    refused(["train", *SMALL, "--out", tmp_path / "full" / "notes.txt"], said, "is a file")
-
-
-READERS = {
-    "spec.yaml": ["evaluate", "generate", "latent", "compare", "resume"],
-    "model.safetensors": ["evaluate", "generate", "latent", "compare"],
-    "evaluation.json": ["compare"],
-    "evaluation.safetensors": ["compare"],
-    "summary.json": ["resume"],
-    "checkpoint/state.safetensors": ["longer"],
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "command"), [(name, command) for name, all_ in READERS.items() for command in all_]
-)
-@pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_a_run_folder_that_lacks_a_file_or_has_a_damaged_one(
-    name, command, damage, run, trained, said
-):
-    path = run / name
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-9] + b"\x00{")
-    if (name, damage) == ("summary.json", "missing"):  # an unfinished run: resume mends it
-        assert main(["train", "--out", str(run), "--resume", "--quiet"]) == 0
-        assert path.exists()
-        return
-    before = files_of(run)
-    arguments = {
-        "compare": ["compare", trained / "vamp", run],
-        "resume": ["train", "--out", run, "--resume"],
-        "longer": ["train", "--out", run, "--resume", "train.epochs=3"],
-    }.get(command, [command, run])
-    part = "holds no run" if (name, command, damage) == ("spec.yaml", "resume", "missing") else None
-    refused(arguments, said, part or Path(name).parts[0])
-    assert files_of(run) == before
-
-
-@pytest.mark.parametrize("damage", ["missing", "damaged"])
-def test_resume_mends_weights_and_metrics_from_the_checkpoint(run, trained, damage):
-    for name in ("model.safetensors", "metrics.jsonl", "summary.json"):
-        if damage == "missing":
-            (run / name).unlink()
-        elif name == "metrics.jsonl":
-            (run / name).write_text("{")
-        else:
-            (run / name).unlink()
-    assert main(["train", "--out", str(run), "--resume", "--quiet"]) == 0
-    for name in ("model.safetensors", "metrics.jsonl"):
-        assert (run / name).read_bytes() == (trained / "a" / name).read_bytes()
-
-
-def test_resume_with_a_changed_spec_names_the_fields(run, said):
-    before = files_of(run)
-    changes = ["train.seed=3", "model.prior=vamp", "train.epochs=1"]
-    lines = refused(
-        ["train", "--out", run, "--resume", *changes],
-        said,
-        "train.seed: 0 in",
-        "model.prior.name: standard_normal in",
-        "train.epochs: 2 in",
-    )
-    assert any("epochs may only grow" in line for line in lines)
-    assert files_of(run) == before
-
-
-def test_resume_of_a_schedule_that_depends_on_the_end_cannot_grow(said, tmp_path):
-    out = tmp_path / "run"
-    assert main(["train", *SMALL, "train.schedule=cosine", "--out", str(out)]) == 0
-    said()
-    longer = ["train", "--out", out, "--resume", "train.epochs=4"]
-    refused(longer, said, "schedule 'cosine' depends on the number of epochs")
-
-
-def test_resume_where_no_run_is(said, tmp_path):
-    refused(["train", "--out", tmp_path / "x", "--resume"], said, "holds no run to resume")
-    assert not (tmp_path / "x").exists()
-
-
-def test_no_samples_and_other_wrong_evaluations(run, said):
-    before = files_of(run)
-    refused(["evaluate", run, "--samples", "0"], said, "num_samples: input should be greater than")
-    refused(["evaluate", run, "--samples", "x"], said, "invalid int value: 'x'")
-    refused(["evaluate", run, "--estimator", "importanc"], said, "did you mean 'importance'?")
-    refused(["evaluate", run, "--split", "tset"], said, "evaluate.split: input should be")
-    refused(["generate", run, "--out", run / "a.jpg"], said, ".png")
-    assert files_of(run) == before
-
-
-def test_compare_refuses_other_data_and_the_same_run_twice(run, trained, said):
-    refused(["compare", run, run], said, "given twice")
-    split = ["--split", "validation", "--samples", "5", "--quiet"]
-    assert main(["evaluate", str(run), *split]) == 0
-    lines = refused(["compare", trained / "vamp", run], said, "data_fingerprint")
-    assert str(run) in lines[0]
-    assert str(trained / "vamp") in lines[0]
+    refused(["train", *SMALL, "--out", out], capsys, f"--out {out} --resume", code=1)

@@ -391,7 +391,7 @@ def test_requests_are_checked():
         inference.Importance(num_samples=0)
     with pytest.raises(ValueError, match="samples"):
         inference.Importance(samples=10)
-    with pytest.raises(inference.RequestError, match="'ais' is unknown. Choices: importance"):
+    with pytest.raises(inference.RequestError, match=r"'ais' is unknown\. Choices: importance"):
         inference.log_marginal(pair.model, pair.guide, x, estimator="ais")
 
 

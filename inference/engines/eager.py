@@ -87,12 +87,16 @@ class Eager:
         try:
             with validation(not self._checked):
                 objective = -self.svi.step(*batch)
-        except NonFiniteError as error:
+        except (NonFiniteError, ValueError) as error:
+            if isinstance(error, ValueError) and "found invalid values" not in str(error):
+                raise
             set_random_state(before, self.device)
             for parameter in pyro.get_param_store()._params.values():
                 parameter.grad = None  # a later training would add to it
             culprit = self._culprit(batch)
-            raise NonFiniteError(f"{error}{culprit}") from None
+            # Pyro's validation lists every value; its first words are enough.
+            said = str(error).partition(", but found invalid values")[0]
+            raise NonFiniteError(f"{said}{culprit}") from None
         self._checked = True
         return objective
 

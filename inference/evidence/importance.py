@@ -78,7 +78,7 @@ def log_marginal(
                 pieces.append(summarize(log_weight, resolution))
     joined = {name: torch.cat([piece[name] for piece in pieces]).cpu() for name in pieces[0]}
     return Estimate(
-        **joined,
+        **joined,  # type: ignore[arg-type]
         quantity="log p(x)" if plate is not None else "joint log p(x)",
         estimator=estimator.name,
         num_samples=estimator.num_samples,

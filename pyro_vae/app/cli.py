@@ -129,7 +129,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         add("--out", metavar="FILE", help="a PNG file (default: in the run's pictures folder)")
         add("--seed", type=int, default=0, help="of the random draws (default: 0)")
         if command != "generate":
-            add("--split", help="whose data to show: train, validation or test (default: test)")
+            add("--split", help="whose data to show: test, validation or train")
     elif command == "list":
         add("family", nargs="?", help="priors, guides, likelihoods, networks, datasets, ...")
     add(

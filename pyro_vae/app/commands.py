@@ -6,14 +6,16 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+from torch import Tensor
+
 from pyro_vae.app import compare, evaluate, listing, pictures, train
 from pyro_vae.app.cli import split_request
 from pyro_vae.app.experiment import (
     DEFAULT_PRESET,
-    EvaluateSpec,
     ExperimentSpec,
     load_experiment,
     override,
+    splits,
 )
 from pyro_vae.app.run import Run
 from pyro_vae.app.tables import say
@@ -22,16 +24,16 @@ from pyro_vae.errors import RequestError
 
 def train_command(args: Namespace) -> None:
     source, overrides = split_request(args.request)
-    if args.resume and args.out is None:
+    run = Run(args.out) if args.resume and args.out is not None else None
+    if args.resume and run is None:
         raise RequestError("--resume: give --out DIR, the run to go on with")
-    run = Run(args.out) if args.out is not None else None
-    if args.resume and source is None:
+    if run is not None and source is None:
         if not run.exists:
             raise RequestError(f"{run.path}: holds no run to resume; leave out --resume to start")
         spec = override(run.spec.to_dict(), overrides)
     else:
         spec = load_experiment(source, overrides)
-    if args.resume and run.exists:
+    if run is not None and run.exists:
         spec = train.same_spec(run, spec)
         if run.finished_as(spec):
             say(f"{run.path}: finished before; nothing left to do")
@@ -109,10 +111,13 @@ def _target(run: Run, args: Namespace, name: str) -> Path:
     return Path(args.out) if args.out is not None else run.pictures / f"{name}.png"
 
 
-def _shown(run: Run, split: str | None):
-    """Data and labels to draw."""
-    how = evaluate.chosen(EvaluateSpec(), None, None, split)
-    return train.picture_data(run.spec.data.load(), how.split)
+def _shown(run: Run, split: str | None) -> tuple[Tensor, Tensor | None]:
+    """Data and labels to draw; of the test split, where there is one, unless told otherwise."""
+    dataset = run.spec.data.load()
+    if split is None:
+        there = splits(dataset)
+        split = next(name for name in ("test", "validation", "train") if name in there)
+    return train.picture_data(dataset, split)
 
 
 def _show(path: Path) -> None:

@@ -194,9 +194,10 @@ def _refuse_other_data(runs: Sequence[Run], summaries: Sequence[dict[str, Any]])
 
 def report(models: Sequence[Model]) -> None:
     """Print the models, their paired differences, and what these allow to say."""
-    rows = []
-    for model in models:
-        rows.append(
+    show_table(
+        f"log p(x) in nats per datum, mean over the same {models[0].value.shape[1]} data",
+        ("model", ">runs", ">log p(x)", ">MC error", ">test error", ">seed spread"),
+        (
             (
                 model.name,
                 str(len(model.runs)),
@@ -205,21 +206,22 @@ def report(models: Sequence[Model]) -> None:
                 _number(model.test_std_error),
                 _number(model.seed_std),
             )
-        )
-    count = models[0].value.shape[1]
-    columns = ("model", ">runs", ">log p(x)", ">MC error", ">test error", ">seed spread")
-    show_table(f"log p(x) in nats per datum, mean over the same {count} data", columns, rows)
+            for model in models
+        ),
+    )
     best = max(models, key=lambda model: model.mean)
     others = [Difference(model, best) for model in models if model is not best]
     if not others:
         say("All runs are of one model: they differ by training seed only.")
         return
-    rows = [
-        (d.model.name, f"{d.mean:+.3f}", _number(d.std_error), _number(d.seed_std_error))
-        for d in others
-    ]
-    columns = ("model", ">difference", ">paired error", ">error from seeds")
-    show_table(f"Difference from the highest, {best.name}", columns, rows)
+    show_table(
+        f"Difference from the highest, {best.name}",
+        ("model", ">difference", ">paired error", ">error from seeds"),
+        (
+            (d.model.name, f"{d.mean:+.3f}", _number(d.std_error), _number(d.seed_std_error))
+            for d in others
+        ),
+    )
     for difference in others:
         say(difference.words)
     say(

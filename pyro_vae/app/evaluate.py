@@ -56,7 +56,7 @@ def evaluate(
         **_bound(inference.bound(*pair, x, seed=how.seed)),
         **(_units(inference.active_units(*pair, x, seed=how.seed)) if len(x) > 1 else {}),
         **_bits(dataset, estimate),
-        "warnings": _warnings(vae, dataset),
+        "warnings": _warnings(vae, dataset, how.split),
     }
     run.write_evaluation(estimate.arrays(), summary)
     return estimate, summary
@@ -117,8 +117,16 @@ def _bits(dataset: Dataset, estimate: inference.Estimate) -> dict[str, Any]:
     }
 
 
-def _warnings(vae: VAE, dataset: Dataset) -> list[str]:
+def _warnings(vae: VAE, dataset: Dataset, split: str) -> list[str]:
+    """What is special about this model and these data, beside what the estimate knows."""
     said = list(vae.likelihood.warnings())
+    if split == "train":
+        said.append("the weights were fitted to these data, so new data have a lower log p(x)")
+    if dataset.levels is not None:
+        said.append(
+            "uniform noise makes log p(x) a lower bound on the log-probability of the discrete "
+            "data, so the bits per dimension are an upper bound on their code length"
+        )
     if vae.likelihood.support == "real" and dataset.levels is None and dataset.support != "real":
         said.append(
             "the data lie in [0, 1] and got no noise; where they take few distinct values, a "
@@ -145,9 +153,8 @@ def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -
         text = f"of {summary['num_units']}; {summary['active_units_burda']} by Burda's rule"
         rows.append(("active units", str(summary["active_units"]), text))
     if "bits_per_dim" in summary:
-        rows.append(
-            ("bits per dimension", _number(summary["bits_per_dim"], 3), "upper bound, 0-255 scale")
-        )
+        text = f"upper bound, 0-{summary['levels'] - 1} scale"
+        rows.append(("bits per dimension", _number(summary["bits_per_dim"], 3), text))
     share = summary["khat_bad_share"]
     rows.append(
         (

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     Field,
     PlainSerializer,
@@ -32,7 +31,7 @@ PRESETS = Path(__file__).parent.parent / "presets"
 DEFAULT_PRESET = "digits"
 
 
-def _registry(family: str, members: Mapping[str, type[BaseModel]]) -> Registry:
+def _registry(family: str, members: Mapping[str, Any]) -> Registry:
     """The named values of `inference`, found the same way as components."""
 
     def load() -> None:

@@ -180,8 +180,9 @@ class Run:
             raise RunError(lines) from None
         problems = _mismatches(held, vae.state_dict())
         if problems:
-            lines = [f"{self._weights}: {text}; {self._remedy}" for text in problems]
-            raise RunError([Problem((), line) for line in lines])
+            raise RunError(
+                [Problem((), f"{self._weights}: {text}; {self._remedy}") for text in problems]
+            )
         vae.load_state_dict(held)
         return vae.eval()
 

@@ -41,9 +41,9 @@ def train(
 
     Raises: `RequestError` before anything is written; `RunFailed` when training breaks off.
     """
-    run = Run(folder) if folder is not None else None
+    run = None if folder is None else Run(folder)
     resume = resume and run is not None and run.exists
-    if resume:
+    if run is not None and resume:
         spec = same_spec(run, spec)
         if run.finished_as(spec):
             return run
@@ -54,8 +54,10 @@ def train(
     dataset = spec.data.load()
     spec = resolve(spec, dataset)
     vae = build(spec, dataset)
-    if not resume:
-        run = Run.fresh(name, spec) if run is None else Run.create(run, spec)
+    if run is None:
+        run = Run.fresh(name, spec)
+    elif not resume:
+        run = Run.create(run, spec)
     with _failures(run):
         result = _fit(run, spec, dataset, vae, resume, progress)
         run.write_spec(_with_engine(spec, result.engine))
@@ -99,7 +101,9 @@ def _with_engine(spec: ExperimentSpec, engine: str) -> ExperimentSpec:
     return spec.model_copy(update={"train": spec.train.model_copy(update={"engine": engine})})
 
 
-def _fit(run: Run, spec: ExperimentSpec, dataset: Dataset, vae: VAE, resume: bool, progress: bool):
+def _fit(
+    run: Run, spec: ExperimentSpec, dataset: Dataset, vae: VAE, resume: bool, progress: bool
+) -> inference.FitResult:
     settings, before = spec.train, run.spec
     resume = resume and run.has_checkpoint
     if resume:
@@ -147,9 +151,9 @@ def _failures(run: Run) -> Iterator[None]:
         yield
     except inference.NonFiniteError as error:
         raise RunFailed(
-            f"training stopped: {error}. {_saved(run)}. The same spec would stop there again: try "
-            "a lower train.learning_rate or a train.clip_norm in a fresh run. To see the last "
-            f"steps again: {run.resume_command}"
+            f"training stopped: {error}. {_saved(run)}. A resumed run keeps its spec and would "
+            "stop there again, so change train.learning_rate or train.clip_norm in a fresh run; to "
+            f"see the last steps again: {run.resume_command}"
         ) from None
     except KeyboardInterrupt:
         raise RunFailed(f"interrupted. {_saved(run)}. Go on with: {run.resume_command}") from None
@@ -172,7 +176,7 @@ def _saved(run: Run) -> str:
     return f"{run.checkpoint} holds the state after {epochs} whole epochs"
 
 
-def _describe(run: Run, dataset: Dataset, vae: VAE, result) -> None:
+def _describe(run: Run, dataset: Dataset, vae: VAE, result: inference.FitResult) -> None:
     """Pictures and the summary of a finished training."""
     there = splits(dataset)
     split = next(name for name in ("validation", "test", "train") if name in there)

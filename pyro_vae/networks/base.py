@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.component import Component
-from pyro_vae.errors import SpecError
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu", "softplus", "leaky_relu"]
 
@@ -97,13 +96,3 @@ def glorot(layer):
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """`(channels, height, width)` of a shape whose last two dimensions are the picture's."""
-    if len(shape) < 2:
-        raise SpecError(
-            f"network 'conv' needs pictures [..., height, width]; got data of shape {shape}; "
-            "mlp, gated_mlp and linear fit"
-        )
-    return math.prod(shape[:-2]), shape[-2], shape[-1]

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from pyro_vae.errors import SpecError
-from pyro_vae.networks.base import ACTIVATIONS, Activation, Network, dense, glorot, image_shape
+from pyro_vae.networks.base import ACTIVATIONS, Activation, Network, dense, glorot
 
 
 class Conv(Network, name="conv"):
@@ -28,7 +28,13 @@ class Conv(Network, name="conv"):
         role = self.role
         if role == "auto":
             role = "encoder" if len(in_shape) >= 2 else "decoder"
-        image = image_shape(in_shape if role == "encoder" else out_shape)
+        picture = in_shape if role == "encoder" else out_shape
+        if len(picture) < 2:
+            raise SpecError(
+                f"network 'conv' maps from or to pictures [..., height, width]; got shapes "
+                f"{in_shape} and {out_shape}; mlp, gated_mlp and linear fit"
+            )
+        image = (math.prod(picture[:-2]), *picture[-2:])
         sizes = [image[1:]]
         for _ in self.channels:
             sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))

@@ -46,9 +46,11 @@ class VampPriorModule(PriorModule):
             count = len(self.pseudo_inputs)
             rows = torch.randperm(len(x))[torch.arange(count) % len(x)]
             start = x[rows.to(x.device)].to(self.pseudo_inputs)
-            noise = 0.01 * torch.randn_like(start)
+            # Where data repeat, noise lets pseudo-inputs part: equal ones would stay equal.
+            unit = 1.0 if self.bounded else start.std(correction=0)
+            start = start + 0.01 * unit * torch.randn_like(start)
             # Off the bounds a little: at exactly 0 or 1 hardtanh may stop the gradient.
-            self.pseudo_inputs.copy_((start + noise).clamp(0.01, 0.99) if self.bounded else start)
+            self.pseudo_inputs.copy_(start.clamp(0.01, 0.99) if self.bounded else start)
 
     def distribution(self, y=None):
         inputs = self.pseudo_inputs.clamp(0, 1) if self.bounded else self.pseudo_inputs

@@ -1,0 +1,186 @@
+"""Likelihoods: densities by hand with their constants, floors, and starts from data."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Normal
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+import pyro_vae as pv
+from pyro_vae.part import Shapes
+
+SIGMAS = ["fixed", "learned", "per_pixel", "predicted"]
+SHAPES = [(4,), (3, 2), (3, 2, 2)]
+
+
+def build(sigma, data=(3, 2), **fields):
+    spec = pv.likelihoods.Gaussian(sigma=sigma, **fields)
+    shapes = Shapes(data=data, latent=(2,))
+    return spec, spec.build(shapes)
+
+
+def parts(sigma, module, outputs):
+    """loc and scale of the definition."""
+    if sigma == "predicted":
+        loc, raw = outputs.movedim(-len(module.shapes.data) - 1, 0)
+        return loc, raw.exp()
+    if sigma == "fixed":
+        return outputs, torch.tensor(module.scale)
+    return outputs, module.log_sigma.exp()
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("data", SHAPES)
+@pytest.mark.parametrize("leading", [(), (5,), (2, 5)])
+def test_gaussian_by_hand(sigma, data, leading):
+    spec, module = build(sigma, data, scale=0.7)
+    assert spec.param_shape(data) == ((2, *data) if sigma == "predicted" else data)
+    if hasattr(module, "log_sigma"):
+        module.log_sigma.data += 0.3 * torch.randn_like(module.log_sigma)
+    outputs = torch.randn(*leading, *spec.param_shape(data))
+    p = module(outputs)
+    assert p.event_shape == data
+    assert p.batch_shape == leading
+    loc, scale = parts(sigma, module, outputs)
+    x = torch.randn(*leading, *data)
+    torch.testing.assert_close(p.mean, loc)
+    pixels = Normal(loc, scale).log_prob(x)
+    by_hand = -0.5 * ((x - loc) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)
+    dims = tuple(range(-len(data), 0))
+    torch.testing.assert_close(pixels, by_hand)
+    torch.testing.assert_close(p.log_prob(x), by_hand.sum(dims))
+    without = (by_hand + 0.5 * math.log(2 * math.pi)).sum(dims)
+    assert not torch.allclose(p.log_prob(x), without, atol=1.0), "the constant must be seen"
+
+
+@pytest.mark.parametrize("sigma", ["learned", "per_pixel", "predicted"])
+def test_the_floor_is_respected(sigma):
+    spec, module = build(sigma, floor=0.05, scale=0.05)
+    outputs = torch.zeros(spec.param_shape((3, 2)))
+    if sigma == "predicted":
+        outputs[1] = -50.0
+    else:
+        module.log_sigma.data.fill_(-50.0)
+    scale = module(outputs).base_dist.scale
+    torch.testing.assert_close(scale, torch.full((3, 2), 0.05))
+    if sigma == "predicted":
+        outputs[1] = 200.0
+        assert torch.isfinite(module(outputs).base_dist.scale).all()
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_density_is_normalised(sigma, dtype):
+    spec, module = build(sigma, (1,), scale=0.5)
+    module = module.to(dtype)
+    outputs = torch.full(spec.param_shape((1,)), 0.3, dtype=dtype)
+    x = torch.linspace(-15, 15, 30_001, dtype=dtype)[:, None]
+    with torch.no_grad():
+        density = module(outputs).expand([len(x)]).log_prob(x).exp()
+    assert density.dtype == dtype
+    assert abs(float(density.sum()) * 1e-3 - 1) < (1e-9 if dtype == torch.float64 else 1e-4)
+
+
+def test_initialize_sets_the_spread_of_the_data():
+    x = torch.randn(500, 3, 2) * torch.tensor([0.5, 2.0]) + 4
+    _, learned = build("learned")
+    learned.initialize(x)
+    rms = (x - x.mean(0)).square().mean().sqrt()
+    torch.testing.assert_close(learned.fitted_sigma(), rms)
+    _, per_pixel = build("per_pixel")
+    per_pixel.initialize(x)
+    torch.testing.assert_close(per_pixel.fitted_sigma(), x.std(0, correction=0))
+    # Without z, these starts are the maximum of the likelihood.
+    for module in (learned, per_pixel):
+        p = module(module.initial_output(x))
+        start = p.log_prob(x).mean()
+        module.log_sigma.data += 0.05
+        assert module(module.initial_output(x)).log_prob(x).mean() < start
+        module.log_sigma.data -= 0.1
+        assert module(module.initial_output(x)).log_prob(x).mean() < start
+    _, fixed = build("fixed", scale=0.7)
+    fixed.initialize(x)
+    assert float(fixed.fitted_sigma()) == pytest.approx(0.7)
+    assert not list(fixed.parameters())
+    _, predicted = build("predicted")
+    loc, raw = predicted.initial_output(x)
+    torch.testing.assert_close(loc, x.mean(0))
+    torch.testing.assert_close(raw.exp(), x.std(0, correction=0))
+
+
+def test_constant_pixels_are_counted():
+    x = torch.rand(100, 3, 2)
+    x[:, 0] = 0.25
+    _, module = build("per_pixel", floor=1e-2)
+    assert module.warnings() == []
+    module.initialize(x)
+    [said] = module.warnings()
+    assert said.startswith("2 of 6 sigmas stand at their floor of 0.01")
+    assert f"up to {2 * math.log(10):.0f} nats" in said
+    _, lower = build("per_pixel", floor=1e-3)
+    lower.initialize(x)
+    outputs = x.mean(0)
+    gained = lower(outputs).log_prob(x) - module(outputs).log_prob(x)
+    torch.testing.assert_close(gained, torch.full((100,), 2 * math.log(10)), rtol=0, atol=1e-2)
+
+    _, one = build("learned", floor=1e-2)
+    one.initialize(torch.full((10, 3, 2), 0.5))
+    [said] = one.warnings()
+    assert said.startswith("1 of 1 sigmas")
+    assert f"up to {6 * math.log(10):.0f} nats" in said
+    for sigma in ("fixed", "predicted"):
+        assert build(sigma)[1].warnings() == []
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("decoder", ["linear", "mlp", "conv"])
+def test_a_vae_starts_at_the_data_mean(sigma, decoder):
+    x = 0.3 * torch.randn(200, 6, 6) + torch.linspace(-1, 1, 36).reshape(6, 6)
+    vae = pv.VAE(
+        data_shape=(6, 6),
+        latent_dim=2,
+        likelihood={"name": "gaussian", "sigma": sigma},
+        decoder=decoder,
+    ).initialize(x)
+    start = vae.decode(torch.zeros(2))
+    expected = x.mean(0) if decoder != "conv" else x.mean().expand(6, 6)
+    torch.testing.assert_close(start.mean, expected, atol=1e-5, rtol=1e-5)
+    if sigma == "predicted" and decoder != "conv":
+        torch.testing.assert_close(start.base_dist.scale, x.std(0, correction=0))
+
+
+def test_bernoulli_vae_starts_at_the_clipped_mean_image():
+    x = (torch.rand(1000, 6, 6) < torch.linspace(0, 1, 36).reshape(6, 6)).float()
+    vae = pv.VAE(data_shape=(6, 6), latent_dim=2, decoder="linear").initialize(x)
+    torch.testing.assert_close(vae.decode(torch.zeros(2)).mean, x.mean(0).clamp(0.001, 0.999))
+
+
+@pytest.mark.parametrize("data", SHAPES)
+@pytest.mark.parametrize("leading", [(), (5,), (2, 5)])
+def test_bernoulli_by_hand(data, leading):
+    module = pv.likelihoods.Bernoulli().build(Shapes(data=data, latent=(2,)))
+    logits = (4 * torch.randn(*leading, *data, dtype=torch.double)).requires_grad_()
+    x = torch.rand(5, *data, dtype=torch.double).round() if leading else torch.ones(data).double()
+    p = module(logits)
+    assert (p.batch_shape, p.event_shape) == (leading, data)
+    dims = tuple(range(-len(data), 0))
+    log_p = p.log_prob(x)
+    expected = Bernoulli(logits=logits).log_prob(x.expand_as(logits)).sum(dims)
+    torch.testing.assert_close(log_p, expected)
+    cross_entropy = binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none")
+    torch.testing.assert_close(log_p, -cross_entropy.sum(dims))
+    (ours,) = torch.autograd.grad(log_p.sum(), logits)
+    torch.testing.assert_close(ours, x - logits.detach().sigmoid(), atol=1e-8, rtol=1e-6)
+    assert p.expand([3, *leading]).log_prob(x).shape == (3, *leading)
+
+
+def test_bernoulli_at_the_edges():
+    module = pv.likelihoods.Bernoulli().build(Shapes(data=(1,), latent=(2,)))
+    logits = torch.tensor([[-1e4], [-100.0], [-30.0], [0.0], [30.0], [100.0], [1e4]])
+    for x in (torch.zeros(1), torch.ones(1)):
+        exact = Bernoulli(logits=logits.double()).log_prob(x.double()).sum(-1)
+        torch.testing.assert_close(module(logits).log_prob(x).double(), exact, rtol=1e-6, atol=1e-8)
+    for grey in (0.5, 2.0, math.nan):
+        with pytest.raises(ValueError, match="support"):
+            module(logits).log_prob(torch.tensor([grey]))
