@@ -95,7 +95,7 @@ class SingleOptimizer(PyroOptim):
         """Take on parameters not seen before; states that wait for them are loaded."""
         store = pyro.get_param_store()
         known = {id(p) for p in self._params}
-        new = sorted((store.param_name(p), p) for p in params if id(p) not in known)
+        new = sorted((str(store.param_name(p)), p) for p in params if id(p) not in known)
         if not new:
             return
         self.names += [name for name, _ in new]

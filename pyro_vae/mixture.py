@@ -6,7 +6,7 @@ import math
 from typing import ClassVar
 
 import torch
-from pyro.distributions import Distribution, MultivariateNormal, TorchDistribution
+from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, constraints
 
@@ -31,7 +31,7 @@ class Mixture(TorchDistribution):
     arg_constraints: ClassVar = {"logits": constraints.real_vector}
     has_rsample = False
 
-    def __init__(self, logits: Tensor, components: Distribution, validate_args=None):
+    def __init__(self, logits: Tensor, components: TorchDistribution, validate_args=None):
         if tuple(components.batch_shape) != tuple(logits.shape) or logits.dim() != 1:
             raise ValueError(
                 f"mixture: logits {tuple(logits.shape)} and components with batch shape "

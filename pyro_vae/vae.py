@@ -38,9 +38,10 @@ class VAESpec(Value):
 
     @model_validator(mode="after")
     def _parts_fit(self):
+        guides: Mapping[str, Any] = Guide.registry
         fitting = [
             name
-            for name, guide in Guide.registry.items()
+            for name, guide in guides.items()
             if guide.support == self.prior.support
             and (guide.density == "anywhere" or not self.prior.needs_guide_density)
         ]

@@ -240,6 +240,9 @@ def test_order_of_tiles_does_not_matter(small_tiles):
 
     forward, backward = scores(False), scores(True)
     assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
+    # No draw is used twice.
+    every = torch.cat([f.flatten() for f in forward])
+    assert len(every) == len(every.unique()) == 5 * 40
 
 
 def test_different_seeds_are_independent():

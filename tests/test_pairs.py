@@ -23,6 +23,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 import inference
+from inference.tiles import tiled
 from tests.exact_models import LinearGaussian, agrees, linear_gaussian
 
 
@@ -203,10 +204,8 @@ def binary_pictures(count=30):
     return torch.bernoulli(torch.full((count, 1, 4, 4), 0.4))
 
 
-def folded(vae, x):
-    from inference.tiles import tiled
-
-    with tiled(vae.model, vae.guide, x, 10, seed=0, plate="data") as laid:
+def folded(model, guide, x):
+    with tiled(model, guide, x, 10, seed=0, plate="data") as laid:
         return laid.scorer.folded
 
 
@@ -214,7 +213,7 @@ def folded(vae, x):
 def test_tutorial_vae(decoder, folds):
     x = binary_pictures()
     vae, friendly = tutorial(decoder), tutorial(Flat)
-    assert folded(vae, x) is folds
+    assert folded(vae.model, vae.guide, x) is folds
     a = log_px(vae.model, vae.guide, x, 2000)
     b = log_px(friendly.model, friendly.guide, x, 2000, seed=1)
     assert agree(a, b)
@@ -263,6 +262,7 @@ def test_a_guide_whose_second_site_cannot_take_particles():
     x = 2 * torch.randn(40, 2)
     truth = gaussian(math.sqrt(3)).log_prob(x.double()).sum(-1)
     for viewing in (False, True):
+        assert folded(model, guide(viewing), x) is viewing
         found = log_px(model, guide(viewing), x, 1000)
         assert agrees(found.value, truth, found.std_error, ceiling=0.2)
 
@@ -339,9 +339,12 @@ def test_bound_and_active_units_of_a_pair_that_subsamples_itself():
     assert found.per_datum.shape == (50,)
     truth = float(pair.log_px(x).mean()) - pair.kl()
     assert agrees(found.elbo, truth, found.elbo_std_error, ceiling=0.1)
+    # The last 16 of 17 data overlap with the first 16; an outlier must not count twice.
+    x = pair.sample(17)
+    x[5] *= 10
     units = inference.active_units(model, guide, x, num_samples=200)
     between = torch.cov(pair.mean(x).T).diagonal()
-    assert torch.allclose(units.mean_variance, between, atol=0.1)
+    assert torch.allclose(units.mean_variance, between, rtol=0.05)
 
 
 def test_one_pass_over_a_pair_that_subsamples_itself_is_refused():

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pyro_vae.app.cli import main, split_request
+from pyro_vae.app.cli import main
 from pyro_vae.app.experiment import load_experiment
+from pyro_vae.app.overrides import split_request
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pyro_vae.errors import Problem, PyroVAEError, RequestError
+from pyro_vae.errors import PyroVAEError, RequestError
 
 COMMANDS = {
     "train": "train a model into a run folder",
@@ -120,6 +120,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         add("--estimator", help="how to estimate (default: what the run's spec says)")
         add("--samples", type=int, metavar="K", help="samples per datum")
         add("--split", help="train, validation or test")
+        add("--num-data", type=int, metavar="N", help="a random N of the split, always the same")
         add("--device", help="where to compute, e.g. cpu or cuda")
         add("--quiet", action="store_true", help="no progress bar")
     elif command == "compare":
@@ -158,16 +159,3 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", help="the run folder (default: the next runs/NUMBER-NAME)")
     add("--resume", action="store_true", help="go on with the run in --out DIR")
     add("--quiet", action="store_true", help="no progress bar")
-
-
-def split_request(request: Sequence[str]) -> tuple[str | None, list[str]]:
-    """`["mnist", "train.epochs=3"]` as `("mnist", ["train.epochs=3"])`."""
-    sources = [word for word in request if "=" not in word]
-    if len(sources) > 1:
-        raise RequestError(
-            [
-                Problem((), f"'{word}': a second spec after '{sources[0]}'; changes are key=value")
-                for word in sources[1:]
-            ]
-        )
-    return (sources[0] if sources else None), [word for word in request if "=" in word]

@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor
 
 from pyro_vae.app import compare, evaluate, listing, pictures, train
-from pyro_vae.app.cli import split_request
 from pyro_vae.app.experiment import (
     DEFAULT_PRESET,
     ExperimentSpec,
@@ -17,9 +16,10 @@ from pyro_vae.app.experiment import (
     override,
     splits,
 )
+from pyro_vae.app.overrides import split_request
 from pyro_vae.app.run import Run
 from pyro_vae.app.tables import say
-from pyro_vae.errors import RequestError
+from pyro_vae.errors import DataError, RequestError
 
 
 def train_command(args: Namespace) -> None:
@@ -58,6 +58,7 @@ def evaluate_command(args: Namespace) -> None:
         estimator=args.estimator,
         samples=args.samples,
         split=args.split,
+        num_data=args.num_data,
         device=args.device,
         progress=not args.quiet,
     )
@@ -73,7 +74,11 @@ def compare_command(args: Namespace) -> None:
 
 def generate_command(args: Namespace) -> None:
     run = Run.open(args.run)
-    _show(pictures.samples(run.vae(), _target(run, args, "samples"), seed=args.seed))
+    try:
+        x, _ = _shown(run, None)
+    except DataError:
+        x = None  # only the range of the picture is taken from the data
+    _show(pictures.samples(run.vae(), _target(run, args, "samples"), seed=args.seed, like=x))
 
 
 def reconstruct_command(args: Namespace) -> None:
@@ -96,7 +101,8 @@ def latent_command(args: Namespace) -> None:
     path = _target(run, args, "latent_scatter")
     _show(pictures.latent_scatter(vae, x, path, labels=labels, seed=args.seed))
     if args.out is None and vae.spec.latent_dim == 2 and vae.spec.prior.support == "real":
-        _show(pictures.manifold(vae, run.pictures / "manifold.png", seed=args.seed))
+        path = run.pictures / "manifold.png"
+        _show(pictures.manifold(vae, path, seed=args.seed, like=x))
 
 
 def list_command(args: Namespace) -> None:

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+import torch
+from torch import Tensor
+
 import inference
 from pyro_vae.app.experiment import ESTIMATORS, EvaluateSpec, devices, observed
 from pyro_vae.app.run import Run
 from pyro_vae.app.tables import say, show_table
 from pyro_vae.component import nearest
-from pyro_vae.data.base import Dataset
+from pyro_vae.data.base import Dataset, fingerprint
 from pyro_vae.errors import RequestError, SpecError
 from pyro_vae.vae import VAE
 
@@ -23,6 +26,7 @@ def evaluate(
     estimator: str | None = None,
     samples: int | None = None,
     split: str | None = None,
+    num_data: int | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> tuple[inference.Estimate, dict[str, Any]]:
@@ -32,7 +36,7 @@ def evaluate(
     Raises: `RequestError`, before anything is written.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    how = chosen(run.spec.evaluate, estimator, samples, split)
+    how = chosen(run.spec.evaluate, estimator, samples, split, num_data)
     device = device or devices()[0]
     if device not in devices():
         raise RequestError(
@@ -42,7 +46,7 @@ def evaluate(
     vae = run.vae()
     vae.to(device)
     dataset = run.spec.data.load()
-    x = observed(dataset, how.split).to(device)
+    x = choose(observed(dataset, how.split), how.num_data).to(device)
     pair = vae.model, vae.guide
     estimate = inference.log_marginal(
         *pair, x, estimator=how.estimator, seed=how.seed, progress=progress
@@ -50,7 +54,7 @@ def evaluate(
     summary = {
         **estimate.summary(),
         "split": how.split,
-        "data_fingerprint": dataset.fingerprint(how.split),
+        "data_fingerprint": fingerprint(x),
         "weights_fingerprint": weights,
         "evaluate": how.to_dict(),
         **_bound(inference.bound(*pair, x, seed=how.seed)),
@@ -63,7 +67,11 @@ def evaluate(
 
 
 def chosen(
-    own: EvaluateSpec, estimator: str | None, samples: int | None, split: str | None
+    own: EvaluateSpec,
+    estimator: str | None = None,
+    samples: int | None = None,
+    split: str | None = None,
+    num_data: int | None = None,
 ) -> EvaluateSpec:
     """The run's own settings with those of the command line in their place."""
     held = ESTIMATORS.dump(own.estimator)
@@ -74,10 +82,25 @@ def chosen(
     fields = {**own.to_dict(), "estimator": held}
     if split is not None:
         fields["split"] = split
+    if num_data is not None:
+        fields["num_data"] = num_data
     try:
         return EvaluateSpec.from_dict(fields)
     except SpecError as error:
         raise SpecError([problem.under("evaluate") for problem in error.problems]) from None
+
+
+def choose(x: Tensor, num_data: int | None) -> Tensor:
+    """A random `num_data` of the data, always the same ones; all of them for None.
+
+    Raises: `RequestError` if there are fewer.
+    """
+    if num_data is None:
+        return x
+    if num_data > len(x):
+        raise RequestError(f"evaluate.num_data: {num_data}, but there are only {len(x)}")
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    return x[order[:num_data].sort().values]
 
 
 def _bound(bound: inference.Bound) -> dict[str, Any]:

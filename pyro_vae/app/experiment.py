@@ -102,10 +102,11 @@ class TrainSpec(Value):
 
 
 class EvaluateSpec(Value):
-    """How log p(x) is estimated, and on which split of the data."""
+    """How log p(x) is estimated, and on which data: a split, or `num_data` random ones of it."""
 
     estimator: Annotated[Any, OneOf(ESTIMATORS)] = "importance"
     split: Literal["train", "validation", "test"] = "test"
+    num_data: PositiveInt | None = None
     seed: Seed = 0
 
 

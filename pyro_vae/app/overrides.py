@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from pyro_vae.component import OneOf, Registry, shorten
-from pyro_vae.errors import Problem, SpecError
+from pyro_vae.errors import Problem, RequestError, SpecError
 from pyro_vae.yaml_files import parse_yaml
 
 
@@ -88,3 +88,16 @@ def _registry_at(spec_class: type[BaseModel], path: list[str]) -> Registry | Non
 def _default_at(spec_class: type[BaseModel], path: list[str]) -> str:
     default = _field_at(spec_class, path).default
     return default if isinstance(default, str) else default["name"]
+
+
+def split_request(request: Sequence[str]) -> tuple[str | None, list[str]]:
+    """`["mnist", "train.epochs=3"]` as `("mnist", ["train.epochs=3"])`."""
+    sources = [word for word in request if "=" not in word]
+    if len(sources) > 1:
+        raise RequestError(
+            [
+                Problem((), f"'{word}': a second spec after '{sources[0]}'; changes are key=value")
+                for word in sources[1:]
+            ]
+        )
+    return (sources[0] if sources else None), [word for word in request if "=" in word]

@@ -55,10 +55,15 @@ class Dataset:
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 of a split's shape and exact values, the same on every device."""
-        x = self.split(split).detach().cpu().contiguous().numpy().astype("<f4", copy=False)
-        found = hashlib.sha256(repr(tuple(map(int, x.shape))).encode())
-        found.update(x.data)
-        return found.hexdigest()
+        return fingerprint(self.split(split))
+
+
+def fingerprint(x: Tensor) -> str:
+    """SHA-256 of the shape and exact values of data, the same on every device."""
+    values = x.detach().cpu().contiguous().numpy().astype("<f4", copy=False)
+    found = hashlib.sha256(repr(tuple(map(int, values.shape))).encode())
+    found.update(values.tobytes())
+    return found.hexdigest()
 
 
 class Data(Component, family="data"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import pyro
-from pyro.distributions import Distribution
+from pyro.distributions import TorchDistribution as Distribution
 from torch import Tensor
 
 from pyro_vae.component import Component

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 from pydantic import PositiveInt
@@ -42,7 +44,7 @@ class IAFModule(GuideModule):
         dim = shapes.latent_dim
         super().__init__(shapes, encoder, 2 * dim + spec.context)
         self.sizes = [dim, dim, spec.context]
-        order = torch.arange(dim)  # without one, Pyro draws an order at random
+        order: Any = torch.arange(dim)  # without one, Pyro draws an order at random
         self.flows = nn.ModuleList(
             ConditionalAffineAutoregressive(
                 ConditionalAutoRegressiveNN(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
+from torch import Tensor
 
 from pyro_vae.part import Shapes
 from pyro_vae.priors.base import Prior, PriorModule
@@ -17,6 +18,8 @@ class StandardNormal(Prior, name="standard_normal"):
 
 
 class StandardNormalModule(PriorModule):
+    loc: Tensor
+
     def __init__(self, shapes: Shapes):
         super().__init__(shapes)
         self.register_buffer("loc", torch.zeros(shapes.latent), persistent=False)

@@ -8,6 +8,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from pyro_vae.guides.base import GuideModule
 from pyro_vae.mixture import Mixture
 from pyro_vae.part import Shapes
 from pyro_vae.priors.base import Prior, PriorModule
@@ -29,6 +30,9 @@ class VampPrior(Prior, name="vamp"):
 
 
 class VampPriorModule(PriorModule):
+    guide: GuideModule
+    logits: Tensor
+
     def __init__(self, shapes: Shapes, spec: VampPrior):
         super().__init__(shapes)
         self.init = spec.init

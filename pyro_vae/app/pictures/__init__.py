@@ -48,10 +48,7 @@ def draw_all(
 ) -> list[Path]:
     """Every picture that applies to this VAE, each under its function's name in `folder`.
 
-    Args:
-        x: `[N, *data_shape]`.
-        labels: one per datum of `x`, or None.
-        history: the rows of a fit, or None.
+    `x`: `[N, *data_shape]`. `labels`: one per datum. `history`: the rows of a fit.
     """
     folder, real = Path(folder), vae.spec.prior.support == "real"
     paths = []

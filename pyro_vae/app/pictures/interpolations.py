@@ -25,7 +25,7 @@ def interpolations(
     queries.at_least(2, steps=steps)
     queries.need_real(vae, "interpolations")
     with queries.undisturbed(vae, seed):
-        x = queries.checked(vae, x)
+        x = queries.prepared(vae, x)
         if len(x) < 2:
             raise RequestError("interpolations: needs at least two data, x holds one")
         x = x[: 2 * min(pairs, len(x) // 2)]

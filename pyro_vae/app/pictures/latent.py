@@ -18,53 +18,46 @@ from pyro_vae.vae import VAE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+MOST_POINTS = 5000
 MARKERS = ("o", "^", "s", "D")
 MOST_CLASSES = len(COLORS) * len(MARKERS)
 MOST_NUMBERS = 20  # more distinct numbers than these are a scale
 
 
 def latent_scatter(
-    vae: VAE,
-    x: Tensor,
-    path: str | Path,
-    *,
-    labels: Any | None = None,
-    max_points: int = 5000,
-    seed: int = 0,
+    vae: VAE, x: Tensor, path: str | Path, *, labels: Any | None = None, seed: int = 0
 ) -> Path:
     """Latent means of the data, coloured by label, over draws from the prior.
 
     More than two latents are shown by the first two principal components of their means; the
-    prior's draws are projected alike. A random `max_points` of the data are drawn.
+    prior's draws are projected alike. Of more than 5000 data a random 5000 are drawn.
 
-    Args:
-        labels: `[N]` numbers or strings; -1 stands for a missing one. More than
-            20 distinct numbers become a continuous scale.
+    `labels`: `[N]` numbers or strings; -1 stands for a missing one. More than 20 distinct numbers
+    become a continuous scale.
     """
-    queries.at_least(1, max_points=max_points)
-    names = None if labels is None else _names(labels, len(x))
+    names = None
+    if labels is not None:
+        names = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+        if names.shape != (len(x),):
+            raise RequestError(f"labels: shape {names.shape}; expected one per datum, ({len(x)},)")
     with queries.undisturbed(vae, seed):
-        rows = torch.randperm(len(x), device="cpu")[:max_points]
-        z = queries.latent_means(vae, queries.checked(vae, x[rows])).numpy()
+        rows = torch.randperm(len(x), device="cpu")[:MOST_POINTS]
+        z = queries.latent_means(vae, queries.prepared(vae, x[rows])).numpy()
         prior = queries.prior_draws(vae, min(len(z), 2000)).numpy()
-    if names is not None:
-        names = names[rows.numpy()]
+    names = None if names is None else names[rows.numpy()]
     dim = z.shape[1]
     with figure(path, (6.4, 3.6 if dim == 1 else 5.2)) as sheet:
         axes = sheet.add_subplot()
         axes.set_title(f"Latent means of {len(z)} data, {dim} latent{'s' * (dim > 1)}", loc="left")
         if dim == 1:
             _strip(axes, z[:, 0], prior[:, 0], names)
-        else:
-            axis_names = ["z0", "z1"]
-            if dim > 2:
-                z, prior, shares = _principal(z, prior)
-                axis_names = [
-                    f"principal component {i + 1} ({share:.0%} of the latent means' variance)"
-                    for i, share in enumerate(shares)
-                ]
-            axes.set(xlabel=axis_names[0], ylabel=axis_names[1])
-            _plane(axes, z, prior, names)
+            return Path(path)
+        axes.set(xlabel="z0", ylabel="z1")
+        if dim > 2:
+            z, prior, shares = _principal(z, prior)
+            label = "principal component {} ({:.0%} of the latent means' variance)"
+            axes.set(xlabel=label.format(1, shares[0]), ylabel=label.format(2, shares[1]))
+        _plane(axes, z, prior, names)
     return Path(path)
 
 
@@ -92,7 +85,7 @@ def _plane(axes: Axes, z: np.ndarray, prior: np.ndarray, names: np.ndarray | Non
     from matplotlib.patheffects import withStroke
 
     axes.set_aspect("equal", adjustable="datalim")
-    dots: dict[str, Any] = {"s": float(np.clip(12000 / len(z), 4, 20)), "linewidths": 0}
+    dots: Any = {"s": float(np.clip(12000 / len(z), 4, 20)), "linewidths": 0}
     axes.scatter(*prior.T, color="0.91", label="draws from p(z)", zorder=0, **dots)
     dots["alpha"] = 0.85
     if names is None:
@@ -105,26 +98,19 @@ def _plane(axes: Axes, z: np.ndarray, prior: np.ndarray, names: np.ndarray | Non
         return
     classes = list(_classes(names))
     for rows, name, look in classes:
-        axes.scatter(*z[rows].T, label=name, **look, **dots)
+        axes.scatter(*z[rows].T, label=name, **look | dots)
     # A class's name at its middle: colour is not the only way to tell classes apart.
-    text: dict[str, Any] = {"ha": "center", "va": "center", "weight": "bold"}
+    text: Any = {"ha": "center", "va": "center", "weight": "bold"}
     text["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
     named = [one for one in classes if one[2]["color"] in COLORS]
     for rows, name, _ in named if len(named) <= len(COLORS) else []:
         if len(name) <= 12:
-            axes.text(*np.median(z[rows], 0), name, **text)
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
-    columns = 1 + (len(classes) + 1) // 22
-    legend = axes.legend(**place, borderaxespad=0, fontsize=8, ncols=columns)
+            a, b = np.median(z[rows], 0).tolist()
+            axes.text(a, b, name, **text)
+    place: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
+    legend = axes.legend(**place, fontsize=8, ncols=1 + (len(classes) + 1) // 22)
     for handle in filter(None, legend.legend_handles):
         handle.set(alpha=1, sizes=[28])
-
-
-def _names(labels: Any, num: int) -> np.ndarray:
-    names = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-    if names.shape != (num,):
-        raise RequestError(f"labels: shape {names.shape}; expected one label per datum, ({num},)")
-    return names
 
 
 def _is_number(names: np.ndarray) -> bool:

@@ -38,16 +38,11 @@ def manifold(
         means = queries.decoded_means(vae, z)
     look = Look.of(vae, means, like)
     told = np.linspace(0, steps - 1, min(steps, 5)).round()
-    marks = [
-        [minus(f"{v:.2f}") if i in told else "" for i, v in enumerate(g)] for g in (across, up)
-    ]
-    panel = Panel(
-        look.cells(means),
-        steps,
-        row_labels=marks[1][::-1],
-        column_labels=marks[0],
-        axis_names=("z0", "z1"),
+    rows, columns = (
+        [minus(f"{value:.2f}") if i in told else "" for i, value in enumerate(values)]
+        for values in (up.flip(0), across)
     )
+    panel = Panel(look.cells(means), steps, "", rows, columns, ("z0", "z1"))
     return page(path, "Latent manifold, means of p(x|z)", [panel], f"Grid: {how}. {look.note}")
 
 
@@ -59,8 +54,7 @@ def _grid(vae: VAE, steps: int) -> tuple[Tensor, str]:
         quantiles = (p.base_dist if isinstance(p, Independent) else p).icdf((share + 0.5) / steps)
         return quantiles.cpu(), "equal steps of prior probability"
     except NotImplementedError:
-        ends = queries.prior_draws(vae, 4096).quantile(
-            torch.tensor([0.025, 0.975], device="cpu"), dim=0
-        )
+        tails = torch.tensor([0.025, 0.975], device="cpu")
+        ends = queries.prior_draws(vae, 4096).quantile(tails, dim=0)
         grid = torch.lerp(ends[:1], ends[1:], share.float().cpu() / (steps - 1))
         return grid, "equal steps over the central 95% of the prior's draws"

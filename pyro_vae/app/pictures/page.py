@@ -52,9 +52,8 @@ def figure(path: str | Path, size: tuple[float, float], *, tight: bool = False) 
     with style.context(["default", STYLE]):
         drawn = Figure(figsize=size, dpi=DPI, layout=None if tight else "constrained")
         yield drawn
-        box = "tight" if tight else None
-        options: dict[str, Any] = {"bbox_inches": box, "pad_inches": 0.12}
-        drawn.savefig(content, format="png", metadata={"Software": None}, **options)
+        box: Any = {"bbox_inches": "tight", "pad_inches": 0.12} if tight else {}
+        drawn.savefig(content, format="png", metadata={"Software": None}, **box)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, content.getvalue())
 
@@ -80,17 +79,15 @@ def page(path: str | Path, title: str, panels: Sequence[Panel], note: str = "") 
         left = 0
         for panel, image in zip(panels, images, strict=True):
             rows, columns = image.shape[:2]
-            box = (left / width, 1 - rows / height, columns / width, rows / height)
-            axes = sheet.add_axes(box)
+            place = (left / width, 1 - rows / height, columns / width, rows / height)
+            axes = sheet.add_axes(place)
             axes.imshow(image, interpolation="nearest", aspect="auto")
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0, pad=4, labelsize=8)
             down, across = panel.cells.shape[1] + GAP, panel.cells.shape[2] + GAP
-            for axis, pitch, labels in (
-                (axes.yaxis, down, panel.row_labels),
-                (axes.xaxis, across, _thinned(panel.column_labels, across)),
-            ):
-                axis.set_ticks((np.arange(len(labels)) + 0.5) * pitch - (1 + GAP) / 2, labels)
+            axes.set_yticks(_centers(panel.row_labels, down), panel.row_labels)
+            marks = _thinned(panel.column_labels, across)
+            axes.set_xticks(_centers(marks, across), marks)
             axes.set_xlabel(panel.axis_names[0])
             axes.set_ylabel(panel.axis_names[1], rotation=0, labelpad=10)
             axes.set_title(panel.title, loc="left", color=DIM, pad=5)
@@ -104,6 +101,10 @@ def page(path: str | Path, title: str, panels: Sequence[Panel], note: str = "") 
         note = textwrap.fill(note.strip(), max(40, width // 9))
         sheet.text(0, -below / height, note, fontsize=8, color=DIM, va="top")
     return Path(path)
+
+
+def _centers(labels: Sequence[str], pitch: int) -> np.ndarray:
+    return (np.arange(len(labels)) + 0.5) * pitch - (1 + GAP) / 2
 
 
 def _thinned(labels: Sequence[str], pitch: int) -> list[str]:

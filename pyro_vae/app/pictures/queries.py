@@ -22,13 +22,10 @@ def undisturbed(vae: VAE, seed: int) -> Iterator[None]:
         yield
 
 
-def checked(vae: VAE, x: Tensor) -> Tensor:
+def prepared(vae: VAE, x: Tensor) -> Tensor:
     """x on the VAE's device and in its dtype."""
-    if len(x) == 0 or tuple(x.shape[1:]) != tuple(vae.shapes.data):
-        raise RequestError(
-            f"x has shape {tuple(x.shape)}; expected [N, {', '.join(map(str, vae.shapes.data))}] "
-            "with N at least 1"
-        )
+    if len(x) == 0:
+        raise RequestError("x: holds no data; give at least one datum")
     return x.to(next(vae.parameters()))
 
 

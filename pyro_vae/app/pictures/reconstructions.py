@@ -17,7 +17,7 @@ def reconstructions(vae: VAE, x: Tensor, path: str | Path, *, num: int = 16, see
     """The first `num` data; below each, the mean of p(x|z) at one z ~ q(z|x), and a draw."""
     queries.at_least(1, num=num)
     with queries.undisturbed(vae, seed):
-        x = queries.checked(vae, x)[:num]
+        x = queries.prepared(vae, x)[:num]
         p = vae.decode(vae.encode(x).sample())
         means, draws = p.mean, p.sample()
     look = Look.of(vae, means, x)

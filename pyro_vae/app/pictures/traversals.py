@@ -45,9 +45,8 @@ def traversals(
     variance = None
     with queries.undisturbed(vae, seed):
         if x is not None:
-            variance = queries.latent_means(vae, queries.checked(vae, x)[:2000]).var(
-                0, correction=0
-            )
+            shown = queries.prepared(vae, x)[:2000]
+            variance = queries.latent_means(vae, shown).var(0, correction=0)
         if dims is None:
             order = torch.zeros(size) if variance is None else variance
             dims = order.argsort(descending=True, stable=True)[:10].tolist()
@@ -58,15 +57,13 @@ def traversals(
             z[row, :, d] += offsets * scale[d]
         means = queries.decoded_means(vae, z.flatten(0, 1))
     look = Look.of(vae, means, x)
-    panel = Panel(
-        look.cells(means),
-        steps,
-        row_labels=[f"z{d}" if variance is None else f"z{d}  ({variance[d]:.2f})" for d in dims],
-        column_labels=[minus(f"{round(offset, 9):+.2g}") for offset in offsets.tolist()],
-    )
     note = "Prior standard deviations from the prior's mean; the other latents stay at that mean."
+    rows = [f"z{d}" for d in dims]
     if variance is not None:
+        rows = [f"z{d}  ({variance[d]:.2f})" for d in dims]
         note += " In brackets: variance over the data of the latent's posterior mean."
+    columns = [minus(f"{round(offset, 9):+.2g}") for offset in offsets.tolist()]
+    panel = Panel(look.cells(means), steps, "", rows, columns)
     return page(path, "Traversals, means of p(x|z)", [panel], f"{note} {look.note}")
 
 

@@ -1,0 +1,226 @@
+"""SVI reaches what is known exactly: probabilistic PCA, its bound, and the mean-field gap."""
+
+import functools
+import math
+
+import pyro
+import pytest
+import torch
+from small_pairs import fit
+from torch import nn
+
+import inference
+import pyro_vae as pv
+
+LATENTS = 8
+
+
+@functools.cache
+def digits():
+    """The 1797 digits of 64 pixels, in units of their overall spread."""
+    load_digits = pytest.importorskip("sklearn.datasets").load_digits
+    x = torch.tensor(load_digits().data)
+    return (x / x.std()).float()
+
+
+def marginal(weight, mean, sigma):
+    """p(x) = N(mean, W W' + sigma^2 I), float64."""
+    weight, mean = weight.detach().double(), mean.detach().double()
+    covariance = weight @ weight.T + float(torch.as_tensor(sigma).detach()) ** 2 * torch.eye(len(mean)).double()
+    return torch.distributions.MultivariateNormal(mean, covariance)
+
+
+def maximum_likelihood(x, latents):
+    """The largest mean log p(x) of probabilistic PCA (Tipping and Bishop 1999, eq. 15)."""
+    x = x.double()
+    values = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0).clamp_min(0)
+    rest = values[latents:].mean()
+    dim = len(values)
+    log_det = values[:latents].log().sum() + (dim - latents) * rest.log()
+    return -0.5 * float(dim * math.log(2 * math.pi) + log_det + dim)
+
+
+def sklearn_value(x, latents):
+    """The same by scikit-learn, whose covariance divides by N - 1."""
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    pca = decomposition.PCA(latents, svd_solver="full").fit(x.double().numpy())
+    return float(pca.score_samples(x.double().numpy()).mean())
+
+
+def ppca(guide, latents=LATENTS):
+    torch.manual_seed(0)
+    vae = pv.VAE(
+        data_shape=(64,), latent_dim=latents, guide=guide, encoder="linear", decoder="linear",
+        likelihood=pv.likelihoods.Gaussian(sigma="learned", floor=1e-3),
+    )  # fmt: skip
+    return vae.initialize(digits())
+
+
+def log_p(vae, x):
+    layer = vae.decoder.body[-1]
+    return marginal(layer.weight, layer.bias, vae.likelihood.fitted_sigma()).log_prob(x.double())
+
+
+EPOCHS = 270
+TRAIN = {"learning_rate": 0.02, "batch_size": 100, "schedule": inference.Cosine(final_fraction=0)}
+
+
+def reached_by(vae, model, guide, **settings):
+    fit(model, guide, digits(), **{**TRAIN, **settings})
+    return float(log_p(vae, digits()).mean())
+
+
+def test_two_sources_agree_on_the_maximum():
+    """scikit-learn's N - 1 moves its mean by O(1/N^2): the maximum is flat."""
+    ours, theirs = maximum_likelihood(digits(), LATENTS), sklearn_value(digits(), LATENTS)
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert maximum_likelihood(digits(), LATENTS + 1) > ours + 0.5
+
+
+def test_probabilistic_pca_reaches_the_maximum_and_full_rank_closes_the_gap():
+    vae = ppca("full_rank")
+    best = maximum_likelihood(digits(), LATENTS)
+    assert float(log_p(vae, digits()).mean()) < best - 2  # far from it at the start
+    reached = reached_by(vae, vae.model, vae.guide, epochs=EPOCHS)
+    assert reached < best + 1e-6  # a maximum it is
+    assert best - reached < 0.01
+    bound = inference.bound(vae.model, vae.guide, digits(), num_samples=100)
+    assert bound.elbo_std_error < 0.01
+    gap = reached - bound.elbo
+    assert -3 * bound.elbo_std_error < gap < 0.1
+    estimate = inference.log_marginal(
+        vae.model, vae.guide, digits(), progress=False,
+        estimator=inference.Importance(num_samples=100),
+    )  # fmt: skip
+    assert estimate.mean == pytest.approx(reached, abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_kl_weight_of_two_does_not_reach_it():
+    """The same check refuses a wrong objective, after the same training."""
+    vae = ppca("full_rank")
+
+    def twice(x):
+        """The KL at weight 2: latents count double, in model and guide alike."""
+        pyro.module("decoder", vae.decoder)
+        pyro.module("likelihood", vae.likelihood)
+        plate = pyro.plate("data", len(x))
+        with plate, pyro.poutine.scale(scale=2.0):
+            z = pyro.sample("z", vae.prior.distribution())
+        with plate:
+            pyro.sample("x", vae.likelihood(vae.decoder(z)), obs=x)
+
+    guide = pyro.poutine.scale(vae.guide, scale=2.0)
+    reached = reached_by(vae, twice, guide, epochs=EPOCHS)
+    assert maximum_likelihood(digits(), LATENTS) - reached > 0.05
+
+
+# A fixed, non-orthogonal W ---------------------------------------------------------------------
+
+
+class Fixed(nn.Module):
+    """x = W z + noise with W fixed; a linear guide, mean field or full rank."""
+
+    def __init__(self, weight, sigma, full_rank):
+        super().__init__()
+        dim, latents = weight.shape
+        self.weight, self.sigma = weight, sigma
+        self.loc = nn.Linear(dim, latents)
+        self.log_scale = nn.Parameter(torch.zeros(latents))
+        self.below = nn.Parameter(torch.zeros(latents, latents)) if full_rank else None
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            zero = x.new_zeros(len(x), self.weight.shape[1])
+            z = pyro.sample("z", pyro.distributions.Normal(zero, 1.0).to_event(1))
+            loc = z @ self.weight.T
+            pyro.sample("x", pyro.distributions.Normal(loc, self.sigma).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("fixed", self)
+        with pyro.plate("data", len(x)):
+            loc, scale = self.loc(x), self.log_scale.exp()
+            if self.below is None:
+                q = pyro.distributions.Normal(loc, scale).to_event(1)
+            else:
+                tril = scale.diag() + self.below.tril(-1)
+                q = pyro.distributions.MultivariateNormal(loc, scale_tril=tril)
+            pyro.sample("z", q)
+
+    def exact_bound(self, x):
+        """The guide's ELBO in closed form, mean over x, float64."""
+        x, weight = x.double(), self.weight.double()
+        loc, scale = self.loc(x.float()).detach().double(), self.log_scale.exp().detach().double()
+        tril = scale.diag()
+        if self.below is not None:
+            tril = tril + self.below.detach().double().tril(-1)
+        covariance = tril @ tril.T
+        fit_error = (x - loc @ weight.T).square().sum(1) + (weight.T @ weight @ covariance).trace()
+        dim, latents = weight.shape
+        likelihood = -0.5 * dim * math.log(2 * math.pi * self.sigma**2)
+        likelihood = likelihood - 0.5 * fit_error / self.sigma**2
+        kl = 0.5 * (covariance.trace() + loc.square().sum(1) - latents)
+        return float((likelihood - kl + scale.log().sum()).mean())
+
+
+@functools.cache
+def linear_data():
+    """W with correlated columns, 600 data from its model; the mean-field gap in nats."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 3, generator=generator)
+    weight[:, 1] += 0.8 * weight[:, 0]
+    sigma = 0.9
+    z = torch.randn(600, 3, generator=generator)
+    x = z @ weight.T + sigma * torch.randn(600, 5, generator=generator)
+    precision = torch.eye(3).double() + (weight.T @ weight).double() / sigma**2
+    gap = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
+    return weight, sigma, x, float(gap)
+
+
+QUICK = {"epochs": 80, "batch_size": 100, "learning_rate": 0.05}
+
+
+@functools.cache
+def trained_gap(full_rank, kl_weight=1.0):
+    weight, sigma, x, _ = linear_data()
+    torch.manual_seed(0)
+    pair = Fixed(weight, sigma, full_rank)
+    model, guide = pair.model, pair.guide
+    if kl_weight != 1:
+        # beta * KL is a likelihood tempered by 1/beta, up to the scale of the whole.
+        tempered = Fixed(weight, sigma * kl_weight**0.5, full_rank)
+        model = tempered.model
+    cosine = inference.Cosine(final_fraction=0)
+    fit(model, guide, x, objective=inference.ELBO(num_particles=8), schedule=cosine, **QUICK)
+    exact = float(marginal(weight, torch.zeros(5), sigma).log_prob(x.double()).mean())
+    return exact - pair.exact_bound(x), pair
+
+
+def test_mean_field_lands_on_the_gap_formula():
+    """1/2 (sum ln A_ii - ln |A|), the same for every x, with S = diag(1/A_ii)."""
+    weight, sigma, _, formula = linear_data()
+    assert formula > 0.25  # non-orthogonal indeed
+    gap, pair = trained_gap(False)
+    assert gap == pytest.approx(formula, abs=0.01)
+    assert gap > formula - 1e-5  # nothing in the family is better
+    precision = 1 + weight.square().sum(0) / sigma**2
+    assert torch.allclose(pair.log_scale.exp(), precision.rsqrt(), rtol=0.03)
+
+
+def test_full_rank_has_no_gap_there():
+    gap, _ = trained_gap(True)
+    assert -1e-5 < gap < 0.01
+
+
+@pytest.mark.parametrize("full_rank", [False, True])
+def test_a_kl_weight_of_two_misses_both(full_rank):
+    gap, _ = trained_gap(full_rank, kl_weight=2.0)
+    assert abs(gap - linear_data()[3] * (not full_rank)) > 0.03
+
+
+def test_the_bound_of_the_trained_pair_is_its_closed_form():
+    _, pair = trained_gap(False)
+    x = linear_data()[2]
+    bound = inference.bound(pair.model, pair.guide, x, num_samples=200)
+    assert bound.elbo_std_error < 0.02
+    assert bound.elbo == pytest.approx(pair.exact_bound(x), abs=5 * bound.elbo_std_error)
