@@ -228,8 +228,10 @@ def joint_evidence(x, y, noise):
     return float(dist.MultivariateNormal(zero, covariance.double()).log_prob(y.double()))
 
 
-@pytest.mark.parametrize("automatic", [AutoNormal, AutoLowRankMultivariateNormal, None])
-@pytest.mark.parametrize("batch_size", [16, 40])  # 16: the last batch is ragged
+@pytest.mark.parametrize(
+    ("automatic", "batch_size"),  # 16: the last batch is ragged
+    [(AutoNormal, 16), (AutoNormal, 40), (AutoLowRankMultivariateNormal, 16), (None, 16)],
+)
 def test_a_global_latent_regression(automatic, batch_size, params):
     x, y = line_data()
     guide = automatic(global_model) if automatic else global_guide

@@ -38,11 +38,11 @@ def manifold(
         means = queries.decoded_means(vae, z)
     look = Look.of(vae, means, like)
     told = np.linspace(0, steps - 1, min(steps, 5)).round()
-    rows, columns = (
+    columns, rows = (
         [minus(f"{value:.2f}") if i in told else "" for i, value in enumerate(values)]
-        for values in (up.flip(0), across)
+        for values in (across, up)
     )
-    panel = Panel(look.cells(means), steps, "", rows, columns, ("z0", "z1"))
+    panel = Panel(look.cells(means), steps, "", rows[::-1], columns, ("z0", "z1"))
     return page(path, "Latent manifold, means of p(x|z)", [panel], f"Grid: {how}. {look.note}")
 
 
