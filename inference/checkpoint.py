@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,19 +89,20 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
     except TypeError as error:
         raise CheckpointError(f"an optimizer state holds what JSON cannot: {error}") from None
     owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    payload = serialize(owned, metadata={"pyro_vae": meta, "digest": _digest(meta, owned)})
+    payload = serialize(owned, metadata={"pyro_vae": meta, "digest": digest(owned, meta)})
     path = write_atomically(Path(folder) / FILE, payload)
     for left_over in path.parent.glob(f".{FILE}.*"):  # of a process killed while writing
         left_over.unlink(missing_ok=True)
     return path
 
 
-def _digest(meta: str, tensors: dict[str, Tensor]) -> str:
-    """A hash of everything in a checkpoint: one flipped bit shows."""
-    found = hashlib.blake2b(meta.encode(), digest_size=16)
+def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """A hash of names, shapes and values: one flipped bit shows."""
+    found = hashlib.blake2b(text.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous().reshape(-1)
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        found.update(values.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -132,7 +134,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if meta["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {meta['format']}, this version reads {FORMAT}")
-        if metadata["digest"] != _digest(metadata["pyro_vae"], tensors):
+        if metadata["digest"] != digest(tensors, metadata["pyro_vae"]):
             raise ValueError("its content does not match its digest")
         labels = ["current", "best"] if meta["has_best"] else ["current"]
         snapshots = {label: Snapshot({}, {}, {}) for label in labels}

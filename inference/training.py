@@ -1,0 +1,346 @@
+"""A training under way: its fixed parts, its state, and what a checkpoint holds of both."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from inference.checkpoint import (
+    Checkpoint,
+    Snapshot,
+    random_state,
+    set_random_state,
+)
+from inference.engines.eager import Eager
+from inference.errors import CheckpointError, NonFiniteError, PairError, RequestError
+from inference.isolation import derived_seed, modes, own_randomness
+from inference.log_weights import Scorer
+from inference.objectives.elbo import ELBO
+from inference.optimizer import SingleOptimizer
+from inference.pair import Pair, examine, head
+from inference.schedules import Constant, Schedule
+from inference.stopping import Stopping
+from inference.tiles import TILE_NUMBERS
+
+# What a checkpoint tells of a `State`, beside weights and history.
+PROGRESS = {
+    *("epoch", "batch", "step", "objective_sum", "norm_sum", "seconds", "finished"),
+    *("best", "best_epoch", "waited"),
+}
+
+
+@dataclass
+class State:
+    """Where a training stands."""
+
+    epoch: int = 0  # epochs finished
+    batch: int = 0  # batches finished in the epoch under way
+    step: int = 0
+    objective_sum: float = 0.0  # over the epoch under way, weighted by data
+    norm_sum: float = 0.0
+    seconds: float = 0.0
+    finished: bool = False
+    stopping: Stopping = field(default_factory=Stopping)
+    best: Snapshot | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Training:
+    """What stays the same during a training: the pair, its engine, its data."""
+
+    pair: Pair
+    engine: Eager
+    optimizer: SingleOptimizer
+    objective: ELBO
+    arguments: tuple[Tensor, ...]
+    held_out: tuple[Tensor, ...] | None
+    batch_size: int
+    schedule: Schedule
+    epochs: int
+    patience: int | None
+    seed: int
+    device: torch.device
+    transform: Callable[[Tensor], Tensor] | None
+    modules: list[nn.Module]
+
+    @property
+    def num_data(self) -> int:
+        return len(self.arguments[0])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.num_data / self.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @functools.cached_property
+    def buffers(self) -> list[Tensor]:
+        """Running statistics and the like, which a forward pass may change."""
+        return [buffer for module in self.modules for buffer in module.buffers()]
+
+    def seen(self, state: State) -> int:
+        """Data seen in the epoch under way."""
+        return max(1, min(state.batch * self.batch_size, self.num_data))
+
+    def order(self, epoch: int) -> Tensor:
+        """The epoch's shuffle: a function of seed and epoch alone."""
+        generator = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
+        return torch.randperm(self.num_data, generator=generator).to(self.device)
+
+    def step(self, state: State, order: Tensor) -> None:
+        """One batch: gather, transform, update. Advances `state`."""
+        batch = self.arguments
+        size = min(self.batch_size, self.num_data - state.batch * self.batch_size)
+        if not self.pair.whole:
+            start = state.batch * self.batch_size
+            rows = order[start : start + size]
+            batch = tuple(a[rows] for a in self.arguments)
+        if self.transform is not None:
+            batch = (self.transform(batch[0]), *batch[1:])
+        beta = self.objective.beta(state.step, self.steps_per_epoch)
+        self.optimizer.factor = self.schedule.factor(
+            state.step, self.steps_per_epoch, self.total_steps
+        )
+        buffers = [buffer.clone() for buffer in self.buffers]
+        try:
+            objective = self.engine.step(batch, beta)
+        except NonFiniteError:
+            for buffer, kept in zip(self.buffers, buffers, strict=True):
+                buffer.copy_(kept)
+            raise
+        state.objective_sum += size * objective
+        state.norm_sum += self.optimizer.grad_norm
+        state.batch += 1
+        state.step += 1
+
+    def finish_epoch(self, state: State) -> dict[str, Any]:
+        """The epoch's row; validation, best-so-far and the decision to stop."""
+        row = {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "train_bound": state.objective_sum / self.num_data,
+            "validation_bound": self.validate(),
+            "beta": self.objective.beta(state.step - 1, self.steps_per_epoch),
+            "learning_rate": self.optimizer.learning_rate * self.optimizer.factor,
+            "grad_norm": state.norm_sum / self.steps_per_epoch,
+            "seconds": state.seconds,
+        }
+        state.epoch, state.batch = state.epoch + 1, 0
+        state.objective_sum = state.norm_sum = 0.0
+        if row["validation_bound"] is not None:
+            warming = state.step < self.objective.warmup(self.steps_per_epoch)
+            state.stopping = state.stopping.see(
+                row["validation_bound"], state.epoch, warming=warming
+            )
+            if self.patience is not None:
+                if state.stopping.best_epoch == state.epoch:
+                    state.best = self.snapshot().copy()
+                state.finished = state.stopping.waited >= self.patience
+        state.history.append(row)
+        return row
+
+    def validate(self) -> float | None:
+        """The validation bound at beta = 1, with the same noise each time."""
+        if self.held_out is None:
+            return None
+        count = len(self.held_out[0])
+        size = count if self.pair.whole else max(1, TILE_NUMBERS // self.pair.event_numel)
+        total = 0.0
+        with (
+            own_randomness(derived_seed("validation", self.seed)),
+            modes(self.modules, training=False),
+        ):
+            for start in range(0, count, size):
+                batch = tuple(a[start : start + size] for a in self.held_out)
+                total += len(batch[0]) * self.engine.evaluate(batch)
+        return total / count
+
+    # What a checkpoint holds -----------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        buffers = {
+            f"{i}.{name}": tensor
+            for i, module in enumerate(self.modules)
+            for name, tensor in module.named_buffers()
+        }
+        weights = dict(pyro.get_param_store()._params)
+        return Snapshot(weights, buffers, self.optimizer.get_state())
+
+    def checkpoint(self, state: State, settings: dict[str, Any]) -> Checkpoint:
+        return Checkpoint(
+            current=self.snapshot(),
+            best=state.best,
+            random=random_state(self.device),
+            progress={
+                "epoch": state.epoch,
+                "batch": state.batch,
+                "step": state.step,
+                "objective_sum": state.objective_sum,
+                "norm_sum": state.norm_sum,
+                "seconds": state.seconds,
+                "finished": state.finished,
+                "best": state.stopping.best,
+                "best_epoch": state.stopping.best_epoch,
+                "waited": state.stopping.waited,
+            },
+            settings=settings,
+            history=state.history,
+        )
+
+    def may_grow(self, before: int | None, epochs: int) -> bool:
+        """May a training meant for `before` epochs go on to `epochs`?"""
+        return before is not None and before <= epochs and not self.schedule.depends_on_total
+
+    def restore(self, saved: Checkpoint, settings: dict[str, Any]) -> State:
+        """Weights, optimizer and random states as they were; the `State` to go on from."""
+        changed = [
+            f"{key} was {saved.settings.get(key)!r}, now {settings.get(key)!r}"
+            for key in sorted(saved.settings.keys() | settings.keys())
+            if saved.settings.get(key) != settings.get(key)
+            and not (key == "epochs" and self.may_grow(saved.settings.get(key), settings[key]))
+        ]
+        if changed:
+            raise CheckpointError(
+                f"resume: the training has changed: {'; '.join(changed)}. Resume with the same "
+                "settings, or start a new training"
+            )
+        p = saved.progress
+        missing = sorted(PROGRESS - p.keys())
+        if missing:
+            raise CheckpointError(f"resume: the checkpoint lacks '{missing[0]}'")
+        self.put(saved.current, with_optimizer=True)
+        set_random_state(saved.random, self.device)
+        return State(
+            epoch=p["epoch"],
+            batch=p["batch"],
+            step=p["step"],
+            objective_sum=p["objective_sum"],
+            norm_sum=p["norm_sum"],
+            seconds=p["seconds"],
+            # More epochs may be asked for, but early stopping has decided.
+            finished=p["finished"],
+            stopping=Stopping(p["best"], p["best_epoch"], p["waited"]),
+            best=saved.best,
+            history=saved.history,
+        )
+
+    @torch.no_grad()
+    def put(self, snapshot: Snapshot, *, with_optimizer: bool) -> None:
+        """Copy a snapshot's values into the live parameters. Raises `CheckpointError`."""
+        live = self.snapshot()
+        for kind in ("weights", "buffers"):
+            here, there = getattr(live, kind), getattr(snapshot, kind)
+            if here.keys() != there.keys():
+                odd = sorted(here.keys() ^ there.keys())[0]
+                raise CheckpointError(f"resume: '{odd}' is not in both the pair and the checkpoint")
+            for name, tensor in here.items():
+                if tensor.shape != there[name].shape:
+                    raise CheckpointError(
+                        f"resume: '{name}' has shape {tuple(tensor.shape)} in the pair and "
+                        f"{tuple(there[name].shape)} in the checkpoint"
+                    )
+                tensor.copy_(there[name])
+        if with_optimizer:
+            states = {
+                name: {
+                    key: _state_item(item, key, live.weights[name]) for key, item in values.items()
+                }
+                for name, values in snapshot.optimizer.items()
+            }
+            self.optimizer.set_state(states)
+
+
+def _state_item(item: Any, key: str, parameter: Tensor) -> Any:
+    if not isinstance(item, Tensor):
+        return item
+    # Fused optimizers keep the step count on the parameter's device, in float32.
+    return item.clone().to(parameter.device)
+
+
+def init(
+    model: Callable,
+    guide: Callable,
+    arguments: tuple[Tensor, ...],
+    *,
+    objective: ELBO,
+    optimizer: SingleOptimizer,
+    batch_size: int,
+    device: torch.device,
+    held_out: tuple[Tensor, ...] | None = None,
+    schedule: Schedule = Constant(),  # noqa: B008  (a frozen value)
+    epochs: int = 1,
+    patience: int | None = None,
+    seed: int = 0,
+    plate: str | None = "data",
+    transform: Callable[[Tensor], Tensor] | None = None,
+    modules: Sequence[nn.Module] = (),
+) -> Training:
+    """Look at the pair, register its parameters, and lay out the training.
+
+    Raises: `PairError` if the pair does not fit the data or itself; `RequestError` if batch size
+        or warm-up do not fit the data.
+    """
+    pair = examine(model, guide, arguments, plate, transform)
+    num_data = len(arguments[0])
+    if pair.subsampling == "own":
+        batch_size = pair.subsample_size
+    elif batch_size > num_data:
+        raise RequestError(
+            f"batch_size: {batch_size} exceeds the {num_data} training data; use a smaller batch"
+        )
+    elif pair.whole and batch_size < num_data:
+        raise PairError(
+            f"the pair runs on all {num_data} data at once only (a plate of fixed size), but "
+            f"batch_size is {batch_size}: set batch_size={num_data}, or let the plate subsample "
+            "itself (subsample_size=)"
+        )
+    if pair.subsampling != "none" and pair.full_size != num_data:
+        raise PairError(
+            f"plate '{plate}' declares {pair.full_size} data, but train holds {num_data}"
+        )
+    vectorize = False
+    if objective.num_particles > 1:
+        few = head(arguments, transform, num_data if pair.whole else 4)
+        with contextlib.suppress(PairError):  # one particle at a time always works
+            vectorize = not Scorer(pair, few).folded
+    engine = Eager(pair, objective, optimizer, num_data, device, vectorize=vectorize)
+    store = pyro.get_param_store()
+    if not len(store):
+        raise PairError("the pair has no parameters: nothing to train")
+    for parameter in store._params.values():
+        parameter.grad = None  # gradients that someone left behind would be added to
+    training = Training(
+        pair=pair,
+        engine=engine,
+        optimizer=optimizer,
+        objective=objective,
+        arguments=arguments,
+        held_out=held_out,
+        batch_size=batch_size,
+        schedule=schedule,
+        epochs=epochs,
+        patience=patience,
+        seed=seed,
+        device=device,
+        transform=transform,
+        modules=list(modules),
+    )
+    warmup = objective.warmup(training.steps_per_epoch)
+    if warmup > training.total_steps:
+        raise RequestError(
+            f"objective warm-up of {warmup} steps is longer than the training of "
+            f"{training.total_steps} steps, so beta would never reach 1; train longer or warm up "
+            "faster"
+        )
+    return training
