@@ -67,7 +67,7 @@ def log_marginal(
             raise RequestError(f"estimator: '{estimator}' is unknown. Choices: importance")
         estimator = Importance()
     started = time.perf_counter()
-    pieces = []
+    results: dict[str, Tensor] = {}
     with tiled(
         model, guide, data, estimator.num_samples, seed=seed, plate=plate, device=device
     ) as tiles:
@@ -75,10 +75,15 @@ def log_marginal(
         with Progress("log p(x)", num_tiles, progress, unit="tiles") as bar:
             for start in tiles.rows():
                 log_weight, resolution = _weigh(tiles, start, bar)
-                pieces.append(summarize(log_weight, resolution))
-    joined = {name: torch.cat([piece[name] for piece in pieces]).cpu() for name in pieces[0]}
+                for name, found in summarize(log_weight, resolution).items():
+                    # Rows of one tensor: many small ones kept between large tiles would pin the
+                    # allocator's memory, a third of a MiB a datum.
+                    if name not in results:
+                        size = tiles.num_data if plate is not None else len(found)
+                        results[name] = found.new_empty(size)
+                    results[name][start : start + len(found)] = found
     return Estimate(
-        **joined,  # type: ignore[arg-type]
+        **{name: tensor.cpu() for name, tensor in results.items()},  # type: ignore[arg-type]
         quantity="log p(x)" if plate is not None else "joint log p(x)",
         estimator=estimator.name,
         num_samples=estimator.num_samples,
