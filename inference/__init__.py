@@ -16,14 +16,12 @@ from inference.evidence.smoothing import pareto_khat
 from inference.fit import FitResult, fit
 from inference.kl import analytic_kl
 from inference.log_weights import LogWeights, log_weights
-from inference.objectives.elbo import ELBO
+from inference.objectives.elbo import ELBO, OBJECTIVES
 from inference.optimizer import SingleOptimizer
-from inference.schedules import Constant, Cosine, Exponential, Step
+from inference.schedules import SCHEDULES, Constant, Cosine, Exponential, Step
 
-# The named values of each family, for YAML and the command line.
-OBJECTIVES = {"elbo": ELBO}
+# The named values of this family, as SCHEDULES and OBJECTIVES are of theirs.
 ESTIMATORS = {"importance": Importance}
-SCHEDULES = {"constant": Constant, "cosine": Cosine, "exponential": Exponential, "step": Step}
 
 __all__ = [
     "ELBO",

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from inference.errors import CheckpointError
+from inference.files import sweep, write_bytes
 
 FILE = "state.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 OptimizerState = dict[str, dict[str, Any]]
 
@@ -49,7 +49,7 @@ class Checkpoint:
 
     current: Snapshot
     best: Snapshot | None
-    random: dict[str, Tensor]  # torch's states: "cpu", and "cuda" where used
+    random: dict[str, Tensor]  # as `random_tensors` has it
     progress: dict[str, Any]  # epoch, batch, step, stopping, running sums, seconds
     settings: dict[str, Any]  # what must be equal for a resume
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -90,10 +90,15 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
         raise CheckpointError(f"an optimizer state holds what JSON cannot: {error}") from None
     owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     payload = serialize(owned, metadata={"pyro_vae": meta, "digest": digest(owned, meta)})
-    path = write_atomically(Path(folder) / FILE, payload)
-    for left_over in path.parent.glob(f".{FILE}.*"):  # of a process killed while writing
-        left_over.unlink(missing_ok=True)
+    path = Path(folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, payload)
+    sweep(path)
     return path
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    return (Path(folder) / FILE).exists()
 
 
 def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
@@ -104,22 +109,6 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(values.view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def write_atomically(path: Path, payload: bytes) -> Path:
-    """Write beside `path`, flush to disk, then rename over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -172,14 +161,32 @@ def read_history(folder: str | Path) -> list[dict[str, Any]]:
     return load_checkpoint(folder).history
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+def random_tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """A state of `isolation.random_state` as tensors, without loss."""
+    _, words, spare = state["python"]
+    name, keys, *counts, cached = state["numpy"]
+    if name != "MT19937":
+        raise CheckpointError(f"numpy's global generator is {name}; only MT19937 can be saved")
+    return {
+        "python": torch.tensor(words),
+        "python spare": torch.tensor([] if spare is None else [spare], dtype=torch.float64),
+        "numpy": torch.tensor([*keys.tolist(), *counts]),
+        "numpy spare": torch.tensor(cached, dtype=torch.float64),
+        **{name: state[name] for name in ("cpu", "cuda") if name in state},
+    }
 
 
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+def random_from(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The inverse of `random_tensors`. Raises `CheckpointError` if a part is missing."""
+    try:
+        spare = tensors["python spare"].tolist()
+        *keys, position, has_spare = tensors["numpy"].tolist()
+        cached = float(tensors["numpy spare"])
+        return {
+            "python": (3, tuple(tensors["python"].tolist()), spare[0] if spare else None),
+            "numpy": ("MT19937", np.array(keys, np.uint32), position, has_spare, cached),
+            "cpu": tensors["cpu"],
+            **({"cuda": tensors["cuda"]} if "cuda" in tensors else {}),
+        }
+    except KeyError as error:
+        raise CheckpointError(f"resume: the checkpoint lacks the random state {error}") from None

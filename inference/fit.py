@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.checkpoint import digest, load_checkpoint, save_checkpoint
-from inference.errors import NonFiniteError, RequestError
-from inference.isolation import modes, modules_of, own_randomness, own_store
-from inference.objectives.elbo import ELBO
+from inference.checkpoint import FILE, digest, has_checkpoint, load_checkpoint, save_checkpoint
+from inference.errors import CheckpointError, NonFiniteError, RequestError
+from inference.isolation import modes, modules_of, own_randomness, own_store, seed_all
+from inference.objectives.elbo import ELBO, OBJECTIVES
 from inference.optimizer import SingleOptimizer
 from inference.pair import Data, as_arguments
 from inference.progress import Progress
-from inference.schedules import Constant, Schedule
+from inference.requests import member, positive, usable_device, whole_number
+from inference.schedules import SCHEDULES, Constant, Schedule
 from inference.training import State, Training, init
 
 ENGINES = ("auto", "eager")
@@ -50,13 +50,13 @@ def fit(
     train: Data,
     *,
     validation: Data | None = None,
-    objective: ELBO = ELBO(),  # noqa: B008  (a frozen value)
+    objective: ELBO | str = ELBO(),  # noqa: B008  (a frozen value)
     epochs: int = 50,
     batch_size: int = 128,
     optimizer: str = "adam",
     learning_rate: float = 1e-3,
     optimizer_options: Mapping[str, Any] | None = None,
-    schedule: Schedule = Constant(),  # noqa: B008
+    schedule: Schedule | str = Constant(),  # noqa: B008
     clip_norm: float | None = None,
     patience: int | None = None,
     seed: int = 0,
@@ -77,35 +77,46 @@ def fit(
             a plate called `plate`, as long as the batch. A plate that subsamples itself
             (`subsample_size=`) is recognised and handed all data each step. Parameters may come
             from `pyro.module`, PyroModule, PyroParam or plain `pyro.param`.
-        train, validation: tensor `[N, ...]` or a tuple of such; moved to `device` once.
+        train, validation: tensor `[N, ...]` or a tuple of such; moved to `device` once. The
+            validation bound is over all validation data, whatever part of the training data a
+            step takes.
+        objective: an `ELBO`, or its name.
         optimizer, learning_rate, optimizer_options: any torch optimizer by name.
-        schedule: multiplies the learning rate (`Constant`, `Cosine`, `Exponential`, `Step`).
+        schedule: multiplies the learning rate (`Constant`, `Cosine`, `Exponential`, `Step`), or
+            the name of one.
         clip_norm: largest global gradient norm.
         patience: stop after so many epochs without a better validation bound, counted from the
             end of warm-up; then the best weights are put back.
-        batch_transform: fresh randomness per batch, applied to the first tensor (x).
+        device: where data and modules are moved; by default the GPU where there is one. Modules
+            stay there afterwards, and evidence and diagnostics find them there.
+        batch_transform: fresh randomness per batch (of torch, numpy or `random`), applied to the
+            first tensor (x).
         callback: called with each row of `history`.
         checkpoint: a folder; written at least every `checkpoint_seconds`. With `resume=True` the
             training there goes on, bit for bit as if it had not stopped (same machine, torch and
-            thread count).
+            thread count); without, a folder that holds a training is refused.
     Returns: a `FitResult`. Modules are trained in place; values of plain `pyro.param`s are put
-        into the caller's parameter store, which is otherwise left as found, as are random state,
-        dtype and validation flag.
+        into the caller's parameter store, which is otherwise left as found, as are random states
+        (torch, numpy, `random`), dtype and validation flag.
     Raises: `RequestError` (an argument), `PairError` (the pair), `CheckpointError`,
-        `NonFiniteError` (loss or gradient; modules keep their last good weights, and the caller's
-        store its plain `pyro.param`s as they were).
+        `NonFiniteError` (loss or gradient). When training breaks off, by an error or Ctrl-C,
+        modules and plain `pyro.param`s alike keep their last good values.
     """
     arguments = as_arguments(train, "train")
     held_out = None if validation is None else as_arguments(validation, "validation")
+    objective = member("objective", objective, ELBO, OBJECTIVES)
+    schedule = member("schedule", schedule, Schedule, SCHEDULES)
     _check_request(locals())
-    device = _device(device)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = usable_device(device)
     arguments = tuple(a.to(device) for a in arguments)
     held_out = None if held_out is None else tuple(a.to(device) for a in held_out)
     modules = modules_of(model, guide)
     for module in modules:
         module.to(device)
 
-    with own_store(keep_plain=True), own_randomness(seed), modes(modules, training=True):
+    with own_store() as keep_params, own_randomness(seed), modes(modules, training=True):
         one_optimizer = SingleOptimizer(optimizer, learning_rate, optimizer_options, clip_norm)
         with modes(modules, training=False):  # a look leaves running statistics alone
             training = init(
@@ -142,11 +153,10 @@ def fit(
             settings["data"] = _digest(arguments)
             settings["validation"] = _digest(held_out or ())
         state = State()
-        torch.manual_seed(seed)
+        seed_all(seed)
         if resume:
-            if checkpoint is None:
-                raise RequestError("resume: give the checkpoint folder to resume from")
-            state = training.restore(load_checkpoint(checkpoint), settings)
+            state = training.restore(load_checkpoint(checkpoint), settings)  # type: ignore[arg-type]
+        keep_params()
         return _run(training, state, settings, checkpoint, checkpoint_seconds, callback, progress)
 
 
@@ -200,7 +210,7 @@ def _run(
     stopped_early = state.finished
     best_epoch = state.stopping.best_epoch or None
     if state.best is not None and training.patience is not None:
-        training.put(state.best, with_optimizer=True)
+        training.put(state.best)
     last = f"{state.epoch} epochs, {state.step} steps, {state.seconds:.0f} s"
     message = f"all {last}"
     if stopped_early:
@@ -221,18 +231,11 @@ def _run(
 def _check_request(request: dict[str, Any]) -> None:
     """Refuse bad arguments, each in one sentence that names it."""
     for name in ("epochs", "batch_size", "patience"):
-        value = request[name]
-        if name == "patience" and value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise RequestError(f"{name}: got {value!r}; expected a whole number of at least 1")
+        if name != "patience" or request[name] is not None:
+            whole_number(name, request[name])
     for name in ("learning_rate", "clip_norm"):
-        value = request[name]
-        if name == "clip_norm" and value is None:
-            continue
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not (value > 0 and math.isfinite(value)):
-            raise RequestError(f"{name}: got {value!r}; expected a positive number")
+        if name != "clip_norm" or request[name] is not None:
+            positive(name, request[name])
     if request["patience"] is not None and request["validation"] is None:
         raise RequestError(
             f"patience: early stopping after {request['patience']} epochs needs validation data; "
@@ -242,20 +245,15 @@ def _check_request(request: dict[str, Any]) -> None:
         raise RequestError(
             f"engine: '{request['engine']}' is unknown. Choices: {', '.join(ENGINES)}"
         )
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, if it is there; else the GPU where there is one."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise RequestError(
-            f"device: '{device}' is not available here ({str(error).splitlines()[0]}); use cpu"
-        ) from None
-    return found
+    folder = request["checkpoint"]
+    if request["resume"]:
+        if folder is None:
+            raise RequestError("resume: give the checkpoint folder to resume from")
+    elif folder is not None and has_checkpoint(folder):
+        raise CheckpointError(
+            f"checkpoint: {folder} holds a training ({FILE}), which a new one would overwrite; go "
+            "on with it by resume=True, or give another folder"
+        )
 
 
 def _plain(options: Mapping[str, Any] | None) -> dict[str, Any]:

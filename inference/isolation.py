@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -20,13 +22,14 @@ def is_plain(value: Tensor) -> bool:
 
 
 @contextmanager
-def own_store(*, keep_plain: bool = False, share: bool = False) -> Iterator[None]:
+def own_store(*, share: bool = False) -> Iterator[Callable[[], None]]:
     """A parameter store of one's own, which starts from the caller's plain `pyro.param`s.
 
     Module parameters stay with their modules: a store that still knows a *former* module under
-    the same name would otherwise silently detach the new one. With `keep_plain`, trained values
-    of plain parameters are written back to the caller's store at the end. With `share` the plain
-    parameters are the caller's own tensors, so that gradients reach them.
+    the same name would otherwise silently detach the new one. Once the function it yields has been
+    called, the values that plain parameters have at the end are written back to the caller's
+    store, be that end an exception or not. With `share` the plain parameters are the caller's own
+    tensors, so that gradients reach them.
     """
     store = pyro.get_param_store()
     plain = {name: value for name, value in store._params.items() if is_plain(value)}
@@ -37,15 +40,29 @@ def own_store(*, keep_plain: bool = False, share: bool = False) -> Iterator[None
         "constraints": {name: store._constraints[name] for name in plain},
     }
     trained: dict = {}
-    with store.scope(start):
-        try:
-            yield
-        finally:
-            if keep_plain:
-                for name, value in store._params.items():
-                    if is_plain(value):
-                        trained[name] = (value.detach().clone(), store._constraints[name])
-            # `scope` hands the inner tensors back to `start`; nothing else refers to them.
+    keep = False
+
+    def keep_values() -> None:
+        nonlocal keep
+        keep = True
+
+    try:
+        with store.scope(start):
+            try:
+                yield keep_values
+            finally:
+                if keep:
+                    for name, value in store._params.items():
+                        if is_plain(value):
+                            trained[name] = (value.detach().clone(), store._constraints[name])
+                # `scope` hands the inner tensors back to `start`; nothing else refers to them.
+    finally:
+        _write_back(plain, trained)
+
+
+def _write_back(plain: dict[str, Tensor], trained: dict[str, tuple[Tensor, Any]]) -> None:
+    """Values into the caller's tensors, and parameters that the caller did not have."""
+    store = pyro.get_param_store()
     for name, (value, constraint) in trained.items():
         if name in plain:
             plain[name].data.copy_(value)
@@ -60,12 +77,46 @@ def own_store(*, keep_plain: bool = False, share: bool = False) -> Iterator[None
 
 @contextmanager
 def own_randomness(seed: int | None = None) -> Iterator[None]:
-    """torch's random state, on every device, is what it was when this ends."""
+    """Random states (torch's on every device, numpy's, Python's) end as they were.
+
+    With a seed, all start from it.
+    """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    before = random_state()
     with torch.random.fork_rng(devices=devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
+        try:
+            if seed is not None:
+                seed_all(seed)
+            yield
+        finally:
+            set_random_state(before)
+
+
+def seed_all(seed: int) -> None:
+    """Seed every global generator: torch's on all devices, numpy's and Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (the state that others draw from)
+    random.seed(seed)
+
+
+def random_state(device: torch.device | None = None) -> dict[str, Any]:
+    """The global generators: torch's on the CPU and on `device`, numpy's and Python's."""
+    state = {
+        "cpu": torch.get_rng_state(),
+        "numpy": np.random.get_state(),  # noqa: NPY002
+        "python": random.getstate(),
+    }
+    if device is not None and device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Any], device: torch.device | None = None) -> None:
+    torch.set_rng_state(state["cpu"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    random.setstate(state["python"])
+    if device is not None and device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def derived_seed(*parts: object) -> int:
@@ -86,6 +137,10 @@ def modules_of(*functions: Callable) -> list[nn.Module]:
                 visit(part, depth)
         elif isinstance(getattr(item, "__self__", None), nn.Module):
             found[id(item.__self__)] = item.__self__  # type: ignore[attr-defined]
+        elif isinstance(item, list | tuple | dict):
+            for part in item.values() if isinstance(item, dict) else item:
+                if isinstance(part, nn.Module):
+                    found[id(part)] = part
         elif callable(item) and depth > 0:
             function = inspect.unwrap(getattr(item, "__func__", item))
             owner = getattr(item, "__self__", item)

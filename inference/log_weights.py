@@ -6,6 +6,7 @@ made here; nothing else traces a model for estimation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,19 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import constraints
 
 from inference.errors import PairError
-from inference.isolation import own_randomness, own_store, validation
+from inference.isolation import modes, modules_of, own_randomness, own_store, validation
 from inference.pair import (
     GivenSubsample,
     Pair,
     as_arguments,
     examine,
     frame_of,
+    is_mixture,
     is_point,
+    plain_support,
     sample_sites,
 )
 
@@ -36,10 +40,12 @@ class LogWeights:
     """K draws z_k ~ q(z|x_n) of every datum, scored.
 
     `latents[name]` is `[K, ...]` with the site's own batch and event dimensions; `log_p[name]` and
-    `log_q[name]` are unscaled log-densities in nats, `[K, N]` (or `[K]` for `plate=None`), summed
-    over everything but particles and the data plate. `model_fn` and `guide_fn` are the
+    `log_q[name]` are unscaled log-densities in nats, float64 `[K, N]` (or `[K]` for `plate=None`),
+    summed over everything but particles and the data plate. `model_fn` and `guide_fn` are the
     distributions themselves, masked where their sites are. `auxiliary` holds draws of guide sites
-    that the model does not have.
+    that the model does not have. Observed sites of the guide alone (`pyro.factor`) are terms of
+    log q, as in Pyro's `Trace_ELBO`. `ulp` is the rounding of one unit in the last place of every
+    summed log-density, as a root of the sum of squares.
     """
 
     latents: dict[str, Tensor]
@@ -49,6 +55,7 @@ class LogWeights:
     observed: tuple[str, ...]
     model_fn: dict[str, Any]
     guide_fn: dict[str, Any]
+    ulp: Tensor
 
     @property
     def log_weight(self) -> Tensor:
@@ -82,8 +89,9 @@ def log_weights(
     """
     arguments = as_arguments(arguments)
     with own_store(share=True):
-        pair = evidence_pair(examine(model, guide, arguments, plate))
-        scorer = Scorer(pair, arguments)
+        with modes(modules_of(model, guide), training=False):  # a look leaves no statistics
+            pair = evidence_pair(examine(model, guide, arguments, plate))
+            scorer = Scorer(pair, arguments)
         subset = None
         if pair.subsampling == "own":
             subset = _every_row(pair, arguments)
@@ -173,7 +181,8 @@ class Scorer:
             run = poutine.condition(_with_subset(fn, self.pair, subset), data=values)
             for name, site in sample_sites(poutine.trace(run).get_trace(*arguments)).items():
                 if name in scores:
-                    alone = _reduce(site, self.pair, particles=False)
+                    latent = name in together.latents and fn is self.pair.model
+                    alone, _ = _reduce(site, self.pair, particles=False, latent=latent)
                     if not torch.allclose(alone, scores[name][k], rtol=1e-3, atol=1e-3):
                         return False
         return True
@@ -199,7 +208,11 @@ class Scorer:
         model_trace = poutine.trace(replayed).get_trace(*arguments)
         if check:
             _check_observed(model_trace)
-        return _record(model_trace, guide_trace, lambda s: _reduce(s, pair, particles=True))
+
+        def reduce(site, latent):
+            return _reduce(site, pair, particles=True, latent=latent)
+
+        return _record(model_trace, guide_trace, reduce)
 
     def _fold(
         self, arguments, num_particles: int, subset: Tensor | None, *, check: bool = False
@@ -214,8 +227,9 @@ class Scorer:
         if check:
             _check_observed(model_trace)
 
-        def unfold(site):
-            return _reduce(site, pair, particles=False).reshape(-1, num_particles).T
+        def unfold(site, latent):
+            both = _reduce(site, pair, particles=False, latent=latent)
+            return tuple(part.reshape(-1, num_particles).T for part in both)
 
         return _record(model_trace, guide_trace, unfold)
 
@@ -254,14 +268,24 @@ def _check_observed(model_trace) -> None:
 def _record(model_trace, guide_trace, reduce) -> LogWeights:
     in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
     latents = {n: s["value"] for n, s in in_model.items() if not s["is_observed"]}
+    p = {name: reduce(site, latent=name in latents) for name, site in in_model.items()}
+    q = {
+        name: reduce(site, latent=False)
+        for name, site in in_guide.items()
+        # Data that a guide sees by running the model (Pyro's GuideMessenger) are no term of log q.
+        if not (site["is_observed"] and name in in_model)
+    }
     return LogWeights(
         latents=latents,
-        auxiliary={n: s["value"] for n, s in in_guide.items() if n not in in_model},
-        log_p={name: reduce(site) for name, site in in_model.items()},
-        log_q={name: reduce(site) for name, site in in_guide.items() if not site["is_observed"]},
+        auxiliary={
+            n: s["value"] for n, s in in_guide.items() if n not in in_model and not s["is_observed"]
+        },
+        log_p={name: score for name, (score, _) in p.items()},
+        log_q={name: score for name, (score, _) in q.items()},
         observed=tuple(name for name, site in in_model.items() if site["is_observed"]),
         model_fn={name: _masked(site) for name, site in in_model.items()},
         guide_fn={name: _masked(site) for name, site in in_guide.items()},
+        ulp=sum(ulp.square() for _, ulp in (*p.values(), *q.values())).sqrt(),  # type: ignore[union-attr]
     )
 
 
@@ -269,9 +293,11 @@ def _masked(site):
     return site["fn"] if site["mask"] is None else site["fn"].mask(site["mask"])
 
 
-def _reduce(site, pair: Pair, *, particles: bool) -> Tensor:
-    """Sum a site's log-density over everything but particles and the data plate, unscaled."""
+def _reduce(site, pair: Pair, *, particles: bool, latent: bool) -> tuple[Tensor, Tensor]:
+    """A site's log-density over everything but particles and the data plate, unscaled; its ulp."""
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    if latent:
+        log_prob = _inside(site, log_prob)
     log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
     kept = []
     if particles:
@@ -281,5 +307,26 @@ def _reduce(site, pair: Pair, *, particles: bool) -> Tensor:
     if log_prob.dim() < pair.max_plate_nesting + particles:
         missing = pair.max_plate_nesting + particles - log_prob.dim()
         log_prob = log_prob.reshape((1,) * missing + tuple(log_prob.shape))
+    epsilon = torch.finfo(log_prob.dtype).eps
     summed = [d for d in range(-log_prob.dim(), 0) if d not in kept]
-    return log_prob.sum(summed) if summed else log_prob
+    if pair.plate is None:  # as many terms as data, each rounded by itself
+        terms = log_prob.double()
+        size = terms.detach().nan_to_num(0, 0, 0).square().sum(summed).sqrt()
+        return terms.sum(summed), epsilon * size
+    total = (log_prob.sum(summed) if summed else log_prob).double()
+    return total, epsilon * total.detach().abs().nan_to_num(0, 0, 0)
+
+
+def _inside(site, log_prob: Tensor) -> Tensor:
+    """-inf where a draw lies outside the model's support: its density there is 0, not NaN."""
+    support = plain_support(site["fn"])
+    if support is constraints.real or bool(site["value"].isnan().any()):
+        return log_prob
+    try:
+        outside = ~site["fn"].support.check(site["value"])
+    except NotImplementedError:  # a support that is not known cannot be checked
+        return log_prob
+    if support.event_dim > 0 or is_mixture(site["fn"]):
+        # Draws lie in a simplex up to rounding only; torch asks for all of a mixture's components.
+        outside = outside & log_prob.isnan()
+    return torch.where(outside, -math.inf, log_prob)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,12 +12,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.distributions.constraints import integer
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import biject_to, constraints
 
 from inference.errors import NonFiniteError, PairError, RequestError
 from inference.isolation import own_randomness, own_store, validation
@@ -168,7 +170,7 @@ def look_at(
 
     Raises `PairError` naming the site and both shapes.
     """
-    with own_randomness(), validation(True), torch.no_grad():
+    with own_randomness(0), validation(True), torch.no_grad():
         try:
             guide_trace = poutine.trace(guide).get_trace(*arguments)
             free_trace = poutine.trace(model).get_trace(*arguments)
@@ -247,7 +249,7 @@ def look_at(
         + tuple(name for name, site in in_guide.items() if _user_scaled(site)),
         refusals=(
             *_partial_plates(every, plate),
-            *_point_sites(in_guide),
+            *_point_sites(in_model, in_guide),
             *_narrow_sites(in_model, in_guide),
         ),
     )
@@ -272,31 +274,129 @@ def _partial_plates(sites, plate: str | None) -> list[str]:
     ]
 
 
-def _point_sites(in_guide) -> list[str]:
-    """Point masses in the guide that no auxiliary site gives a density to."""
-    if any(site["infer"].get("is_auxiliary") for site in in_guide.values()):
-        return []
-    return [
+def _point_sites(in_model, in_guide) -> list[str]:
+    """Points of the guide without a density, and auxiliary sites that give theirs to no point.
+
+    With equally many free numbers a point's value can be a one-to-one function of auxiliary draws:
+    q(z) = q(a) |da/dz|, where the point's log_density holds the Jacobian. With fewer it is none,
+    and with more q(z) is an integral over what is left.
+    """
+    free = {n: s for n, s in in_guide.items() if not s["is_observed"]}
+    auxiliary = {n: s for n, s in free.items() if n not in in_model}
+    dense = {n: s for n, s in auxiliary.items() if not is_point(s["fn"])}
+    points = {n: s for n, s in free.items() if n in in_model and is_point(s["fn"])}
+    given = sum(math.prod(_full_shape(s)) for s in dense.values())
+    wanted = sum(_num_free(s, in_model[n]) for n, s in points.items())
+    found = [n for n in auxiliary if n not in dense]
+    if given < wanted:
+        found += points
+    few = ""
+    if dense:
+        few = f" (auxiliary sites {_names(dense)} hold {given} of the {wanted} numbers in points)"
+    refusals = [
         f"site '{name}': the guide is a point (Delta), so its weights are no evidence; use a guide "
-        "with a density"
-        for name, site in in_guide.items()
-        if is_point(site["fn"])
+        f"with a density{few}"
+        for name in found
     ]
+    if given > wanted:
+        others = [n for n in free if n in in_model and n not in points] or list(points)
+        a, z = _names(dense), _names(others)
+        refusals.append(
+            f"auxiliary site '{a}' of the guide: the density of {z} needs the integral of "
+            f"q({z}|{a}) q({a}) over {a}; make {a} a latent of the model, too, or {z} a one-to-one "
+            "function of it (a Delta with its log_density)"
+        )
+    return refusals
+
+
+def _num_free(site, in_model) -> int:
+    """Numbers that a site's value is made of: one less than its length for a simplex."""
+    shape = torch.Size(_full_shape(site))
+    with contextlib.suppress(NotImplementedError):  # e.g. a discrete support
+        shape = biject_to(in_model["fn"].support).inverse_shape(shape)
+    return math.prod(shape)
+
+
+def _full_shape(site) -> tuple[int, ...]:
+    return sum(_shape(site), ())
 
 
 def _narrow_sites(in_model, in_guide) -> list[str]:
     """Sites whose guide cannot reach all of the model's support."""
     found = []
     for name, q in in_guide.items():
-        if name not in in_model or is_point(q["fn"]):
+        if name not in in_model or q["is_observed"] or is_point(q["fn"]):
             continue
-        q_support, p_support = _plain_support(q["fn"]), _plain_support(in_model[name]["fn"])
-        if p_support is constraints.real and q_support is not constraints.real:
+        if _is_narrower(q["fn"], in_model[name]["fn"]):
+            p_support = plain_support(in_model[name]["fn"])
             found.append(
-                f"site '{name}': the guide draws from {q_support} only, the model's support is "
-                f"{p_support}; weights miss the rest, so widen the guide"
+                f"site '{name}': the guide draws from {_drawn_from(q['fn'])} only, the model's "
+                f"support is {_in_a_line(p_support)}; weights miss the rest, so widen the guide"
             )
     return found
+
+
+def _is_narrower(q, p) -> bool:
+    if plain_support(q).is_discrete and not plain_support(p).is_discrete:
+        return True
+    inner, outer = _bounds(q), _bounds(p)
+    if inner is None or outer is None:
+        return False
+    width = outer[1] - outer[0]
+    slack = 1e-6 * torch.where(width.isfinite(), width, 0.0)  # a sigmoid's ends are rounded
+    return bool(((inner[0] > outer[0] + slack) | (inner[1] < outer[1] - slack)).any())
+
+
+def _bounds(fn) -> tuple[Tensor, Tensor] | None:
+    """The least and the largest value of each number that is drawn, or None if not known."""
+    fn, support = _plain_fn(fn), plain_support(fn)
+    if _is_transformed(fn) and support is constraints.real:
+        return _image(fn)
+    if support in (constraints.real, constraints.boolean) or isinstance(support, type(integer)):
+        ends = (0.0, 1.0) if support is constraints.boolean else (-math.inf, math.inf)
+    elif hasattr(support, "lower_bound") or hasattr(support, "upper_bound"):
+        ends = (
+            getattr(support, "lower_bound", -math.inf),
+            getattr(support, "upper_bound", math.inf),
+        )
+    else:
+        return None
+    low, high = (torch.as_tensor(end, dtype=torch.float64).cpu() for end in ends)
+    if is_mixture(fn) and low.dim() + high.dim() > 0:  # bounds of each component
+        return None
+    return low, high
+
+
+def _image(fn) -> tuple[Tensor, Tensor] | None:
+    """Where a chain of monotone transforms takes the base's bounds."""
+    ends = _bounds(fn.base_dist)
+    try:
+        for transform in fn.transforms:
+            if ends is None or transform.domain.event_dim or not transform.bijective:
+                return None
+            like = fn.base_dist.sample()
+            mapped = [transform(end.to(like)).double().cpu() for end in ends]
+            ends = torch.minimum(*mapped), torch.maximum(*mapped)
+    except Exception:  # a foreign transform may take draws only: they judge
+        return None
+    return ends
+
+
+def _is_transformed(fn) -> bool:
+    return isinstance(_plain_fn(fn), torch.distributions.TransformedDistribution)
+
+
+def _drawn_from(fn) -> str:
+    """A site's support in words; of transforms that declare the real line, what they reach."""
+    support = plain_support(fn)
+    ends = _bounds(fn) if _is_transformed(fn) and support is constraints.real else None
+    if ends is None:
+        return _in_a_line(support)
+    return f"Interval(lower_bound={float(ends[0].min())}, upper_bound={float(ends[1].max())})"
+
+
+def _in_a_line(support) -> str:
+    return " ".join(str(support).split())[:200]
 
 
 def _user_scaled(site) -> bool:
@@ -314,7 +414,9 @@ def _check_sites(model_trace, guide_trace, plate: str | None) -> None:
     in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
     latents = {n: s for n, s in in_model.items() if not s["is_observed"]}
     for name, site in in_guide.items():
-        if site["infer"].get("is_auxiliary") or site["is_observed"]:
+        if site["is_observed"]:  # pyro.factor: a term of log q
+            continue
+        if site["infer"].get("is_auxiliary") and name not in in_model:
             continue
         if name not in in_model:
             raise PairError(
@@ -325,7 +427,12 @@ def _check_sites(model_trace, guide_trace, plate: str | None) -> None:
             raise PairError(f"site '{name}' is sampled by the guide but observed by the model")
         _check_shapes(name, site, latents[name], plate)
         _check_support(name, site, latents[name])
-    for name in latents:
+    for name, site in latents.items():
+        if name not in in_guide and site["infer"].get("enumerate"):
+            raise PairError(
+                f"site '{name}' is marked for enumeration, which is not offered yet; sample it in "
+                "the guide"
+            )
         if name not in in_guide:
             raise PairError(
                 f"site '{name}' is latent in the model but missing from the guide (its sites: "
@@ -364,23 +471,29 @@ def _check_support(name: str, q, p) -> None:
     if is_point(q["fn"]):
         inside = p["fn"].support.check(q["value"])
     else:
-        q_support, p_support = _plain_support(q["fn"]), _plain_support(p["fn"])
+        q_support, p_support = plain_support(q["fn"]), plain_support(p["fn"])
         whole_line = constraints.real
-        if q_support is whole_line and p_support is not whole_line:
+        # The last of several transforms may declare the real line and reach a part: draws judge.
+        declared = not _is_transformed(q["fn"])
+        if declared and q_support is whole_line and p_support is not whole_line:
             raise PairError(
                 f"site '{name}': the guide draws from {q_support}, the model's support is "
-                f"{p_support}; transform the guide, e.g. with TransformedDistribution"
+                f"{_in_a_line(p_support)}; transform the guide, e.g. with TransformedDistribution"
             )
         inside = p["fn"].support.check(q["value"])
     if not bool(inside.all()):
         raise PairError(
             f"site '{name}': the guide drew a value outside the model's support "
-            f"{_plain_support(p['fn'])} (guide support: {_plain_support(q['fn'])})"
+            f"{_in_a_line(plain_support(p['fn']))} (guide support: {_drawn_from(q['fn'])})"
         )
 
 
 def is_point(fn) -> bool:
     return isinstance(_plain_fn(fn), dist.Delta)
+
+
+def is_mixture(fn) -> bool:
+    return isinstance(_plain_fn(fn), torch.distributions.MixtureSameFamily)
 
 
 def _plain_fn(fn):
@@ -389,7 +502,8 @@ def _plain_fn(fn):
     return fn
 
 
-def _plain_support(fn):
+def plain_support(fn):
+    """The support of one number of an event, or of what cannot be taken apart."""
     support = fn.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint

@@ -59,3 +59,11 @@ class Step(Schedule):
     def factor(self, step, steps_per_epoch, total_steps):
         epoch = 1 + step // steps_per_epoch
         return self.gamma ** sum(epoch >= m for m in self.milestones)
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "exponential": Exponential,
+    "step": Step,
+}

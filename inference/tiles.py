@@ -9,9 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.isolation import derived_seed, modes, modules_of, own_randomness, own_store
+from inference.isolation import (
+    derived_seed,
+    modes,
+    modules_of,
+    own_randomness,
+    own_store,
+    seed_all,
+)
 from inference.log_weights import LogWeights, Scorer, evidence_pair
 from inference.pair import Data, Pair, as_arguments, examine
+from inference.requests import device_of, usable_device, whole_number
 
 # Numbers in the largest site of one tile: 2^22 float32 fit in a processor's last cache level.
 TILE_NUMBERS = 2**22
@@ -62,7 +70,7 @@ class Tiles:
 
     def score(self, tile: Tile) -> LogWeights:
         """The record of one tile, with its own draws."""
-        torch.manual_seed(derived_seed(self.seed, tile.start + tile.skip, tile.column))
+        seed_all(derived_seed(self.seed, tile.start + tile.skip, tile.column))
         if self.pair.subsampling == "own":
             subset = torch.arange(tile.start, tile.stop, device=self.arguments[0].device)
             return self.scorer(self.arguments, tile.count, subset, check=tile.column == 0)
@@ -95,15 +103,21 @@ def tiled(
 ) -> Iterator[Tiles]:
     """Look at a pair and lay tiles over `data`; store, random state and modes are left as found.
 
-    With `whole_rows`, each tile holds all samples of its data.
+    Data are moved to `device`, and so are the modules that the pair uses, which stay there; by
+    default data go where the modules are. With `whole_rows`, each tile holds all samples of its
+    data.
     Raises: `PairError`, `RequestError`.
     """
+    whole_number("num_samples", num_samples)
     arguments = as_arguments(data)
     modules = modules_of(model, guide)
-    if device is not None:
-        arguments = tuple(a.to(device) for a in arguments)
+    if device is None:
+        device = device_of(modules, arguments)
+    else:
+        device = usable_device(device)
         for module in modules:
             module.to(device)
+    arguments = tuple(a.to(device) for a in arguments)
     with own_store(), own_randomness(seed), modes(modules, training=False), torch.no_grad():
         pair = evidence_pair(examine(model, guide, arguments, plate))
         rows = max(1, TILE_NUMBERS // pair.event_numel)

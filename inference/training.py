@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,19 +13,26 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from inference.checkpoint import (
-    Checkpoint,
-    Snapshot,
+from inference.checkpoint import Checkpoint, Snapshot, random_from, random_tensors
+from inference.engines.eager import Eager
+from inference.errors import (
+    CheckpointError,
+    InferenceError,
+    NonFiniteError,
+    PairError,
+    RequestError,
+)
+from inference.isolation import (
+    derived_seed,
+    modes,
+    own_randomness,
     random_state,
     set_random_state,
 )
-from inference.engines.eager import Eager
-from inference.errors import CheckpointError, NonFiniteError, PairError, RequestError
-from inference.isolation import derived_seed, modes, own_randomness
 from inference.log_weights import Scorer
 from inference.objectives.elbo import ELBO
 from inference.optimizer import SingleOptimizer
-from inference.pair import Pair, examine, head
+from inference.pair import Pair, examine, head, look_at
 from inference.schedules import Constant, Schedule
 from inference.stopping import Stopping
 from inference.tiles import TILE_NUMBERS
@@ -151,19 +158,30 @@ class Training:
         return row
 
     def validate(self) -> float | None:
-        """The validation bound at beta = 1, with the same noise each time."""
+        """The validation bound at beta = 1 over all held-out data, with the same noise each time.
+
+        A plate that subsamples itself is handed the rows to take, until all have had their turn.
+        """
         if self.held_out is None:
             return None
         count = len(self.held_out[0])
-        size = count if self.pair.whole else max(1, TILE_NUMBERS // self.pair.event_numel)
+        size = max(1, TILE_NUMBERS // self.pair.event_numel)
+        if self.pair.subsampling == "prescaled":
+            size = min(size, self.pair.full_size)
+        elif self.pair.whole:
+            size = self.pair.subsample_size if self.pair.subsampling == "own" else count
         total = 0.0
         with (
             own_randomness(derived_seed("validation", self.seed)),
             modes(self.modules, training=False),
         ):
             for start in range(0, count, size):
-                batch = tuple(a[start : start + size] for a in self.held_out)
-                total += len(batch[0]) * self.engine.evaluate(batch)
+                rows = min(size, count - start)
+                if self.pair.subsampling == "own":
+                    total += rows * self.engine.evaluate_rows(self.held_out, start)
+                else:
+                    batch = tuple(a[start : start + size] for a in self.held_out)
+                    total += rows * self.engine.evaluate(batch)
         return total / count
 
     # What a checkpoint holds -----------------------------------------------------------------
@@ -181,7 +199,7 @@ class Training:
         return Checkpoint(
             current=self.snapshot(),
             best=state.best,
-            random=random_state(self.device),
+            random=random_tensors(random_state(self.device)),
             progress={
                 "epoch": state.epoch,
                 "batch": state.batch,
@@ -219,8 +237,9 @@ class Training:
         missing = sorted(PROGRESS - p.keys())
         if missing:
             raise CheckpointError(f"resume: the checkpoint lacks '{missing[0]}'")
-        self.put(saved.current, with_optimizer=True)
-        set_random_state(saved.random, self.device)
+        random = random_from(saved.random)
+        self.put(saved.current)
+        set_random_state(random, self.device)
         return State(
             epoch=p["epoch"],
             batch=p["batch"],
@@ -236,8 +255,11 @@ class Training:
         )
 
     @torch.no_grad()
-    def put(self, snapshot: Snapshot, *, with_optimizer: bool) -> None:
-        """Copy a snapshot's values into the live parameters. Raises `CheckpointError`."""
+    def put(self, snapshot: Snapshot) -> None:
+        """Copy a snapshot's values into the live parameters and the optimizer.
+
+        Raises: `CheckpointError`.
+        """
         live = self.snapshot()
         for kind in ("weights", "buffers"):
             here, there = getattr(live, kind), getattr(snapshot, kind)
@@ -251,17 +273,15 @@ class Training:
                         f"{tuple(there[name].shape)} in the checkpoint"
                     )
                 tensor.copy_(there[name])
-        if with_optimizer:
-            states = {
-                name: {
-                    key: _state_item(item, key, live.weights[name]) for key, item in values.items()
-                }
+        self.optimizer.set_state(
+            {
+                name: {key: _state_item(item, live.weights[name]) for key, item in values.items()}
                 for name, values in snapshot.optimizer.items()
             }
-            self.optimizer.set_state(states)
+        )
 
 
-def _state_item(item: Any, key: str, parameter: Tensor) -> Any:
+def _state_item(item: Any, parameter: Tensor) -> Any:
     if not isinstance(item, Tensor):
         return item
     # Fused optimizers keep the step count on the parameter's device, in float32.
@@ -291,7 +311,9 @@ def init(
     Raises: `PairError` if the pair does not fit the data or itself; `RequestError` if batch size
         or warm-up do not fit the data.
     """
-    pair = examine(model, guide, arguments, plate, transform)
+    few = head(arguments, transform)
+    with _told_of("train", arguments):
+        pair = examine(model, guide, arguments, plate, transform)
     num_data = len(arguments[0])
     if pair.subsampling == "own":
         batch_size = pair.subsample_size
@@ -309,6 +331,8 @@ def init(
         raise PairError(
             f"plate '{plate}' declares {pair.full_size} data, but train holds {num_data}"
         )
+    if held_out is not None:
+        _check_held_out(pair, few, held_out)
     vectorize = False
     if objective.num_particles > 1:
         few = head(arguments, transform, num_data if pair.whole else 4)
@@ -344,3 +368,65 @@ def init(
             "faster"
         )
     return training
+
+
+def _check_held_out(pair: Pair, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...]) -> None:
+    """See that validation data are like the batches of training, and that the pair takes them.
+
+    Raises: `RequestError`, `PairError`.
+    """
+    if len(held_out) != len(train):
+        raise RequestError(
+            f"validation: {len(held_out)} tensor(s), but train has {len(train)}; give the same ones"
+        )
+    for i, (seen, item) in enumerate(zip(train, held_out, strict=True)):
+        if item.shape[1:] != seen.shape[1:]:
+            raise RequestError(
+                f"validation: a datum of tensor {i} has shape {tuple(item.shape[1:])}, but "
+                f"{tuple(seen.shape[1:])} in a batch of train"
+            )
+        if _kind(item) != _kind(seen):
+            raise RequestError(
+                f"validation: tensor {i} holds {_plain(item.dtype)}, but a batch of train "
+                f"{_plain(seen.dtype)}; convert it"
+            )
+    count = len(held_out[0])
+    if pair.subsampling == "own":
+        if count < pair.subsample_size:
+            raise PairError(
+                f"validation: plate '{pair.plate}' draws {pair.subsample_size} data itself, but "
+                f"validation holds {count}; give more, or a smaller subsample_size="
+            )
+    elif pair.subsampling == "prescaled":
+        count = min(4, count, pair.full_size)
+    elif not pair.whole:
+        count = min(4, count)
+    few = tuple(a[:count] for a in held_out)
+    with _told_of("validation", few):
+        try:
+            look_at(pair.model, pair.guide, few, pair.plate)
+        except PairError as error:
+            raise PairError(f"validation: {error}") from None
+
+
+@contextlib.contextmanager
+def _told_of(name: str, arguments: tuple[Tensor, ...]) -> Iterator[None]:
+    """What torch and Pyro raise when a pair does not take the data, in one sentence."""
+    try:
+        yield
+    except InferenceError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        held = ", ".join(f"{_plain(a.dtype)} {list(a.shape)}" for a in arguments)
+        raise PairError(f"{name}: the pair fails on these data ({held}): {said}") from error
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    return "float" if tensor.is_floating_point() else "integer"
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

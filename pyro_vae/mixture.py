@@ -10,7 +10,6 @@ from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, constraints
 
-
 # Whitened numbers held at once: 2^19 float64 are 4 MiB, which stay in a processor's cache.
 SLICE_NUMBERS = 2**19
 

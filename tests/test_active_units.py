@@ -120,8 +120,9 @@ def test_repeats_of_a_pair_that_cannot_take_particles():
 
 def test_small_requests_are_refused():
     model, guide = pair_of([0.9])
-    with pytest.raises(inference.RequestError, match="num_samples: got 1"):
-        inference.active_units(model, guide, data(10, 1), num_samples=1)
+    for number in (1, 0, 2.5, None):
+        with pytest.raises(inference.RequestError, match=f"num_samples: got {number}; expected"):
+            inference.active_units(model, guide, data(10, 1), num_samples=number)
     with pytest.raises(inference.RequestError, match="one datum"):
         inference.active_units(model, guide, torch.zeros(1, 1))
     found = inference.active_units(model, guide, data(2, 1), num_samples=3)

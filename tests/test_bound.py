@@ -126,6 +126,27 @@ def test_one_sample_has_no_error():
     assert math.isnan(found.elbo_std_error)
 
 
+@pytest.mark.parametrize("num_samples", [0, -1, 2.5, True, None])
+def test_numbers_of_samples_that_are_none(num_samples):
+    pair = linear_gaussian(seed=1, stretch=1.6)
+    with pytest.raises(inference.RequestError, match=f"num_samples: got {num_samples}; expected"):
+        inference.bound(pair.model, pair.guide, pair.sample(5), num_samples=num_samples)
+
+
+def test_a_model_that_observes_nothing_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(inference.PairError, match="the model observes no site") as caught:
+        inference.bound(model, guide, torch.zeros(5))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("prior", "guide", "kind"),
     [

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -19,7 +20,18 @@ from small_pairs import Tutorial, fit, line_data, line_guide, line_model, patter
 import inference
 import pyro_vae as pv
 from inference import ELBO, CheckpointError, RequestError
-from inference.checkpoint import FILE, Checkpoint, Snapshot, load_checkpoint, save_checkpoint
+from inference.checkpoint import (
+    FILE,
+    Checkpoint,
+    Snapshot,
+    load_checkpoint,
+    random_from,
+    random_tensors,
+    save_checkpoint,
+)
+from inference.files import TEMPORARY, write_bytes
+from inference.isolation import random_state, seed_all, set_random_state
+from pyro_vae.app import files as app_files
 
 
 @pytest.fixture(autouse=True)
@@ -226,7 +238,7 @@ def test_a_format_of_the_future(tmp_path, monkeypatch):
     monkeypatch.setattr(inference.checkpoint, "FORMAT", 99)
     save_checkpoint(tmp_path, example())
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads 2"):
         load_checkpoint(tmp_path)
 
 
@@ -253,10 +265,65 @@ def test_a_crash_inside_the_write_leaves_the_old_file(function, error, tmp_path,
 
 def test_what_a_killed_process_left_half_written_is_swept_up(tmp_path):
     path = save_checkpoint(tmp_path, example())
-    (tmp_path / f".{FILE}.half").write_bytes(path.read_bytes()[:50])
+    (tmp_path / f"{TEMPORARY}{FILE}-half").write_bytes(path.read_bytes()[:50])
     load_checkpoint(tmp_path)
     save_checkpoint(tmp_path, example())
     assert os.listdir(tmp_path) == [FILE]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_are_readable_as_the_umask_says(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        path = save_checkpoint(tmp_path, example())
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644 & ~umask
+
+
+def test_one_writer_serves_checkpoints_and_runs(tmp_path, monkeypatch):
+    """File and folder are flushed to disk, in this order, around the rename."""
+    assert app_files.write_bytes is write_bytes
+    calls = []
+    for name, real in (("fsync", os.fsync), ("replace", os.replace)):
+
+        def watched(*args, name=name, real=real):
+            calls.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(os, name, watched)
+    write_bytes(tmp_path / "a", b"1")
+    assert calls == ["fsync", "replace", "fsync"]
+    save_checkpoint(tmp_path / "c", example())
+    assert calls == ["fsync", "replace", "fsync"] * 2
+
+
+def draws():
+    """Of every global generator; an odd number of normals leaves one in reserve."""
+    return [
+        (float(torch.rand(())), np.random.normal(), random.gauss(0, 1), random.random())  # noqa: NPY002
+        for _ in range(3)
+    ]
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_random_states_survive_the_file(drawn, tmp_path):
+    kept = random_state()
+    seed_all(2**40 + 7)
+    draws()[:drawn]
+    saved = example()
+    saved.random = random_tensors(random_state())
+    save_checkpoint(tmp_path, saved)
+    expected = draws()
+    seed_all(0)
+    assert draws() != expected
+    held = load_checkpoint(tmp_path).random
+    set_random_state(random_from(held))
+    assert draws() == expected
+    set_random_state(kept)
+    for name in ("cpu", "python", "python spare", "numpy", "numpy spare"):
+        with pytest.raises(CheckpointError, match=f"lacks the random state '{name}'"):
+            random_from({key: value for key, value in held.items() if key != name})
 
 
 # Resuming --------------------------------------------------------------------------------------
@@ -304,7 +371,26 @@ def make_batch_norm(params):
     return (model, guide, patterns()), settings, lambda: copied(vae.state_dict())
 
 
-MAKERS = {"ours": make_ours, "plain": make_plain, "batch norm": make_batch_norm}
+def make_foreign(params):
+    """Noise for each batch from numpy and from Python's `random`."""
+    torch.manual_seed(0)
+    vae = Tutorial()
+
+    def noisy(x):
+        flips = np.random.normal(size=tuple(x.shape)) > 1.5  # noqa: NPY002
+        flips[:, 0] |= random.gauss(0, 1) > 1
+        return (x - torch.from_numpy(flips).float()).abs()
+
+    settings = {"epochs": 6, "batch_size": 24, "learning_rate": 0.1, "batch_transform": noisy}
+    return (vae.model, vae.guide, patterns()), settings, lambda: copied(vae.state_dict())
+
+
+MAKERS = {
+    "ours": make_ours,
+    "plain": make_plain,
+    "batch norm": make_batch_norm,
+    "foreign noise": make_foreign,
+}
 
 
 def copied(state):
@@ -497,6 +583,20 @@ def test_resuming_a_finished_training_does_nothing_more(maker, params, tmp_path)
     assert equal(vars(load_checkpoint(tmp_path).current), vars(held.current))
 
 
+def test_a_new_training_does_not_overwrite_another_ones_checkpoint(params, tmp_path):
+    pair, settings, read = make_plain(params)
+    fit(*pair, checkpoint=tmp_path, **settings)
+    before, trained = (tmp_path / FILE).read_bytes(), read()
+    with pytest.raises(CheckpointError, match="holds a training") as caught:
+        fit(*pair, checkpoint=tmp_path, **settings)
+    message = str(caught.value)
+    assert f"checkpoint: {tmp_path} holds" in message
+    assert "resume=True, or give another folder" in message
+    assert (tmp_path / FILE).read_bytes() == before
+    assert equal(read(), trained)
+    fit(*pair, checkpoint=tmp_path / "another", **settings)
+
+
 def test_resume_needs_a_checkpoint(params, tmp_path):
     pair, settings, _ = make_plain(params)
     with pytest.raises(RequestError, match="give the checkpoint folder to resume from"):
@@ -557,75 +657,86 @@ def test_the_interval_between_checkpoints_is_kept(params, tmp_path, monkeypatch)
 
 # SIGKILL ---------------------------------------------------------------------------------------
 
-EPOCHS = 100
-
 VICTIM = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 import pyro, torch
 import test_checkpoint as t
 
-folder, maker, resume, slow = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "resume", sys.argv[4]
+folder, maker, resume, where = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "resume", sys.argv[4]
+epochs = int(sys.argv[5])
 store = pyro.get_param_store()
 pair, settings, read = t.MAKERS[maker](store)
-if slow == "write":
-    import os
-    real = os.fsync
-    def fsync(handle):
-        (folder.parent / "writing").touch()
-        time.sleep(0.05)
-        real(handle)
-    os.fsync = fsync
-(folder.parent / "ready").touch()
-settings.update(epochs=t.EPOCHS, patience=None)
+real_fsync, real_replace = os.fsync, os.replace
+def fsync(handle):
+    if where == "write":
+        (folder.parent / "write").touch()
+        time.sleep(60)  # killed long before
+    real_fsync(handle)
+def replace(*args):
+    real_replace(*args)
+    (folder.parent / "step").touch()
+os.fsync, os.replace = fsync, replace
+(folder.parent / "start").touch()
+settings.update(epochs=epochs, patience=None)
 t.fit(*pair, checkpoint=folder, checkpoint_seconds=0, resume=resume, **settings)
 """
 
 
-def run_victim(root, folder, maker, kill_after, *, slow=""):
-    """Train, or go on, in a process of its own; kill it so many seconds after it is ready."""
+def run_victim(root, folder, maker, epochs, kill_after, where):
+    """Train, or go on, in a process of its own, and kill it.
+
+    That is so many seconds after the `start` of fit, after its first saved `step`, or after it
+    began to `write`. Returns whether it was killed while at work, and inside a write.
+    """
     folder.parent.mkdir(exist_ok=True)
-    for mark in ("ready", "writing"):
+    for mark in ("start", "step", "write"):
         (folder.parent / mark).unlink(missing_ok=True)
+    before = {*folder.glob(f"{TEMPORARY}*")}
     resume = "resume" if (folder / FILE).exists() else ""
     process = subprocess.Popen(
-        [sys.executable, "-c", VICTIM, folder, maker, resume, slow],
+        [sys.executable, "-c", VICTIM, folder, maker, resume, where, str(epochs)],
         env={"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1", "PATH": ""},
         stderr=subprocess.PIPE,
         text=True,
     )
-    mark = folder.parent / ("writing" if slow else "ready")
-    while not mark.exists() and process.poll() is None:
+    while not (folder.parent / where).exists() and process.poll() is None:
         time.sleep(0.002)
     time.sleep(kill_after)
     process.send_signal(signal.SIGKILL)
     errors = process.communicate()[1]
     assert process.returncode in (0, -signal.SIGKILL), errors
-    return process.returncode != 0
+    return process.returncode != 0, bool({*folder.glob(f"{TEMPORARY}*")} - before)
 
 
-def kill_and_resume(params, root, tmp_path, maker, moments):
+def kill_and_resume(params, root, tmp_path, maker, moments, epochs=100):
     """Kill at every moment, resume each time; in the end all is as if nothing had happened."""
     pair, settings, read = MAKERS[maker](params)
-    settings.update(epochs=EPOCHS, patience=None)
+    settings.update(epochs=epochs, patience=None)
     straight = fit(*pair, **settings)
     expected = read()
     folder = tmp_path / "killed" / "c"
-    kills = [run_victim(root, folder, maker, when, slow=slow) for when, slow in moments]
+    kills = []
+    for when, where in moments:
+        killed, in_write = run_victim(root, folder, maker, epochs, when, where)
+        assert killed, f"it was done {when} s after its {where}"
+        assert in_write or where != "write"
+        kills.append(killed)
+    steps = load_checkpoint(folder).progress["step"]
+    assert 0 < steps < straight.steps  # there was work between the kills, and is some left
     pair, settings, read = MAKERS[maker](params)
-    settings.update(epochs=EPOCHS, patience=None)
-    there = (folder / FILE).exists()
-    resumed = fit(*pair, checkpoint=folder, resume=there, **settings)
+    settings.update(epochs=epochs, patience=None)
+    resumed = fit(*pair, checkpoint=folder, resume=True, **settings)
     assert equal(read(), expected)
     assert untimed(resumed.history) == untimed(straight.history)
     assert os.listdir(folder) == [FILE]
-    return sum(kills)
+    return len(kills)
 
 
 def test_sigkill_costs_nothing(params, pytestconfig, tmp_path):
-    """In the first second, at a random moment, and inside a write."""
+    """In the first second, at a random moment of the training, and inside a write."""
     draw = random.Random(0)
-    moments = [(draw.uniform(0, 0.02), ""), (draw.uniform(0.1, 0.3), ""), (0.02, "write")]
+    moments = [(draw.uniform(0, 1), "start"), (draw.uniform(0.05, 0.2), "step"), (0.02, "write")]
     assert kill_and_resume(params, pytestconfig.rootpath, tmp_path, "ours", moments) == 3
 
 
@@ -633,5 +744,10 @@ def test_sigkill_costs_nothing(params, pytestconfig, tmp_path):
 @pytest.mark.parametrize("maker", MAKERS)
 def test_sigkill_ten_times(maker, params, pytestconfig, tmp_path):
     draw = random.Random(maker)
-    moments = [(draw.uniform(0, 0.2), "write" if i % 3 == 2 else "") for i in range(10)]
-    assert kill_and_resume(params, pytestconfig.rootpath, tmp_path, maker, moments) >= 3
+    moments = [
+        (draw.uniform(0, 0.5), "start"),
+        (draw.uniform(0.05, 0.3), "step"),
+        *((draw.uniform(0, 0.3), "write" if i % 4 == 0 else "step") for i in range(8)),
+    ]
+    root = pytestconfig.rootpath
+    assert kill_and_resume(params, root, tmp_path, maker, moments, epochs=500) == 10

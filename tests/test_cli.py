@@ -130,24 +130,10 @@ def test_compare_groups_seeds_and_pairs_data(trained, capsys):
     out = " ".join(capsys.readouterr().out.split())
     assert "prior=standard_normal 2 -" in out
     assert "prior=vamp 1 -" in out
-    assert "paired standard errors" in out
-
-
-def test_a_difference_and_its_errors():
-    from pyro_vae.app.compare import Difference, Model
-
-    a = Model(
-        "a", (None, None), torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 6.0]]), torch.zeros(2, 3)
-    )
-    b = Model("b", (None,), torch.tensor([[0.0, 1.0, 2.0]]), torch.zeros(1, 3))
-    both = Difference(a, b)
-    assert both.mean == pytest.approx((1 + 1 + 2.5) / 3)
-    assert both.std_error == pytest.approx(np.std([1, 1, 2.5], ddof=1) / math.sqrt(3), rel=1e-6)
-    assert a.seed_std == pytest.approx(np.std([2, 3], ddof=1), rel=1e-6)
-    assert math.isnan(b.seed_std)
-    assert math.isnan(both.seed_std_error)
-    assert "higher, more than 2 paired standard errors; for these trained weights" in both.words
-    assert "within 2 paired standard errors" in Difference(b, b).words
+    assert "Difference from the highest" in out
+    # Twenty samples are too few for k-hat.
+    assert "importance, K=20 unknown 100%" in out
+    assert "k-hat is unknown, for want of samples, for 100% of the data" in out
 
 
 @pytest.mark.parametrize(
@@ -167,6 +153,43 @@ def test_pictures(command, names, run, capsys, tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in printed)
     assert main([command, str(run), "--out", str(tmp_path / "mine.png"), "--seed", "3"]) == 0
     assert (tmp_path / "mine.png").exists()
+
+
+def test_generate_needs_no_data_where_the_range_is_known(run, monkeypatch):
+    def gone(self):
+        raise AssertionError("the data were loaded")
+
+    monkeypatch.setattr("pyro_vae.data.digits.Digits.load", gone)
+    assert main(["generate", str(run)]) == 0
+
+
+def test_everything_is_told_in_relative_paths_and_80_columns(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert main(["train", "digits", *SMALL]) == 0
+    run = "runs/0001-digits"
+    assert main(["evaluate", run, "--samples", "5", "--quiet"]) == 0
+    assert main(["generate", run]) == 0
+    said = capsys.readouterr()
+    text = said.out + said.err
+    assert str(tmp_path) not in text.replace("\n", "")
+    assert f"Next: pyro-vae evaluate {run}" in " ".join(text.split())
+    assert all(len(line.rstrip()) <= 80 for line in text.splitlines())
+
+
+def test_predicted_sigmas_at_the_floor_are_counted(tmp_path, capsys):
+    request = ["data.binarize=none", "model.likelihood={name: gaussian, sigma: predicted}"]
+    run = tmp_path / "run"  # the corners of the digits are always empty
+    assert main(["train", "digits", *SMALL, *request, "--out", str(run)]) == 0
+    assert main(["evaluate", str(run), "--samples", "5", "--quiet"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "stand at their floor of 0.01" in out
+    [said] = [
+        text
+        for text in json.loads((run / "evaluation.json").read_text())["warnings"]
+        if "floor of 0.01" in text
+    ]
+    assert "sigmas predicted for" in said
 
 
 def test_data_without_a_test_split(tmp_path, capsys):

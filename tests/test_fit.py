@@ -2,24 +2,38 @@
 
 import itertools
 import json
+import random
 import subprocess
 import sys
+import time
 import warnings
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
-from small_pairs import Tutorial, fit, line_data, line_guide, line_model, patterns
+from small_pairs import (
+    Tutorial,
+    fit,
+    line_data,
+    line_guide,
+    line_model,
+    patterns,
+    prescaled,
+    subsampled,
+)
 from torch import nn
 
 import inference
 import pyro_vae as pv
-from inference import ELBO, NonFiniteError, RequestError, SingleOptimizer
+from inference import ELBO, NonFiniteError, PairError, RequestError, SingleOptimizer
 from inference.fit import init
 from inference.isolation import derived_seed, modules_of
+from inference.progress import Progress
+from inference.requests import device_of, usable_device
 
 FROZEN = {"optimizer": "sgd", "learning_rate": 1e-30}  # updates that change no float
 
@@ -222,6 +236,55 @@ def test_validation_changes_nothing_else():
     assert same(*results)
 
 
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("held_out", [7, 10, 33, 90])
+@pytest.mark.parametrize("kind", ["plain", "own", "prescaled"])
+def test_the_validation_bound_is_over_all_validation_data(kind, held_out, particles, params):
+    """With the exact posterior as guide: the mean of log p(y|x), however the plate subsamples."""
+    put_exact(params)
+    x, y = line_data(held_out, seed=5)
+    log_p = dist.Normal(1.5 * x, (1 + 0.8**2) ** 0.5).log_prob(y)
+    pair = {"plain": (line_model, line_guide), "own": subsampled(7), "prescaled": prescaled(40)}
+    (row,) = fit(
+        *pair[kind], line_data(), validation=(x, y), epochs=1,
+        objective=ELBO(num_particles=particles), **FROZEN,
+    ).history  # fmt: skip
+    assert row["validation_bound"] == pytest.approx(float(log_p.mean()), abs=1e-5)
+    # Rows left out or counted twice would show.
+    other = torch.cat([log_p, log_p[-3:]])
+    assert float(other.mean()) != pytest.approx(float(log_p.mean()), abs=1e-3)
+    assert float(log_p[:-3].mean()) != pytest.approx(float(log_p.mean()), abs=1e-3)
+
+
+def test_latents_outside_the_plate_count_once_whatever_part_validation_takes(params):
+    """A pair that subsamples itself, with a global latent, against Pyro's own loss."""
+    x, y = line_data(23)
+    params["loc"] = torch.tensor(1.5)
+    params.setdefault("scale", torch.tensor(1e-3), constraint=constraints.positive)
+
+    def pair(size):
+        def model(x, y):
+            slope = pyro.sample("slope", dist.Normal(0.0, 0.1))
+            with pyro.plate("data", len(x), subsample_size=size) as rows:
+                pyro.sample("y", dist.Normal(slope * x[rows], 1.0), obs=y[rows])
+
+        def guide(x, y):
+            scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
+            pyro.sample("slope", dist.Normal(pyro.param("loc", torch.tensor(0.0)), scale))
+
+        return model, guide
+
+    bounds = []
+    for size in (23, 22, 10):
+        (row,) = fit(
+            *pair(size), (x, y), validation=(x, y), epochs=1, batch_size=23,
+            objective=ELBO(num_particles=100), **FROZEN,
+        ).history  # fmt: skip
+        bounds.append(row["validation_bound"])
+    theirs = -Trace_ELBO(100).loss(*pair(None), x, y) / 23
+    assert bounds == pytest.approx([theirs] * 3, abs=0.02)
+
+
 @pytest.mark.parametrize("warm", [0, 12])
 def test_early_stopping_puts_the_best_weights_back(warm, tmp_path):
     """Few data, many weights: the validation bound rises, then falls."""
@@ -317,6 +380,10 @@ def test_patience_that_is_not_used_up_still_keeps_the_best():
         ({"plate": "rows"}, "no site stands in a plate called 'rows' .plates found: data"),
         ({"validation": torch.zeros(0, 3)}, "validation: shape .0, 3. holds no data"),
         ({"validation": torch.full((3,), torch.nan)}, "validation: 3 of 3 data hold NaN"),
+        ({"schedule": "cosin"}, "schedule: 'cosin' is unknown. Choices: constant, cosine"),
+        ({"schedule": 0.1}, "schedule: 0.1 is unknown. Choices: constant, cosine"),
+        ({"objective": "iwae"}, "objective: 'iwae' is unknown. Choices: elbo"),
+        ({"objective": None}, "objective: None is unknown. Choices: elbo"),
     ],
 )
 def test_bad_requests_are_one_sentence(settings, message, params):
@@ -341,6 +408,84 @@ def test_bad_data_are_one_sentence(data, message, params):
     with pytest.raises(RequestError, match=message):
         fit(line_model, line_guide, data)
     assert not params
+
+
+def fixed_size(size):
+    """The line pair in a plate of fixed size."""
+
+    def model(x, y):
+        slope = pyro.param("slope", torch.tensor(0.0))
+        with pyro.plate("data", size):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(slope * x + z, 1.0), obs=y)
+
+    def guide(x, y):
+        with pyro.plate("data", size):
+            pyro.sample("z", dist.Normal(0.5 * y, 1.0))
+
+    return model, guide
+
+
+LINE = line_model, line_guide
+BAD_VALIDATION = {
+    "one tensor": (LINE, line_data(9)[0], r"1 tensor\(s\), but train has 2"),
+    "shape": (LINE, (torch.zeros(9, 1), torch.zeros(9)), r"tensor 0 has shape \(1,\), but \(\)"),
+    "kind": (LINE, (torch.zeros(9), torch.zeros(9).long()), "tensor 1 holds int64, but .* float32"),
+    "fixed size": (fixed_size(40), line_data(9), "pair fails on .* 40 vs 9"),
+    "own": (subsampled(10), line_data(9), "draws 10 data itself, but validation holds 9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALIDATION)
+def test_validation_data_unlike_the_training_data_are_refused(case, params):
+    pair, validation, message = BAD_VALIDATION[case]
+    with pytest.raises(RequestError, match=f"validation: .*{message}") as caught:
+        fit(*pair, line_data(), validation=validation, batch_size=40)
+    assert "\n" not in str(caught.value)
+    assert not params
+
+
+def test_validation_data_that_the_networks_do_not_take_are_refused():
+    vae = tutorial()
+    with pytest.raises(
+        PairError, match=r"validation: the pair fails on these data \(float64"
+    ) as told:
+        fit(vae.model, vae.guide, patterns(), validation=patterns(9).double())
+    assert "\n" not in str(told.value)
+    outside = patterns(9) * 0.7
+    with pytest.raises(PairError, match=r"validation: .*'obs'") as told:
+        fit(vae.model, vae.guide, patterns(), validation=outside)
+    assert "\n" not in str(told.value)
+
+
+def test_validation_is_compared_with_what_batches_become():
+    """Grey bytes, binarized and flattened for each batch; validation is so already."""
+    vae = tutorial()
+    grey = (patterns().reshape(-1, 2, 3) * 200).to(torch.uint8)
+
+    def binarize(x):
+        return torch.bernoulli(x.flatten(1) / 255)
+
+    settings = {"batch_transform": binarize, "validation": patterns(9)}
+    assert len(fit(vae.model, vae.guide, grey, **settings).history) == 3
+    with pytest.raises(RequestError, match="validation: a datum of tensor 0 has shape"):
+        fit(vae.model, vae.guide, grey, **{**settings, "validation": grey})
+
+
+def test_integers_under_float_networks_are_one_sentence():
+    vae = tutorial()
+    with pytest.raises(PairError, match=r"train: the pair fails on these data \(uint8") as told:
+        fit(vae.model, vae.guide, patterns().to(torch.uint8))
+    assert "\n" not in str(told.value)
+
+
+def test_schedules_and_objectives_go_by_name_too():
+    by_value, by_name = tutorial(), tutorial()
+    settings = {"schedule": inference.Cosine(), "objective": ELBO()}
+    fit(by_value.model, by_value.guide, patterns(), **settings)
+    names = {"schedule": "cosine", "objective": "elbo"}
+    fit(by_name.model, by_name.guide, patterns(), **names)
+    assert same(by_value, by_name)
 
 
 def test_a_warm_up_as_long_as_the_training_is_allowed():
@@ -393,6 +538,33 @@ def test_store_random_state_and_modes_are_left_as_found(fails, params):
 
 
 @pytest.mark.parametrize("fails", [False, True])
+def test_random_states_of_numpy_and_python_are_left_as_found(fails):
+    """... and do not matter to the training, which seeds its own."""
+    results, settings = [], {"callback": stop} if fails else {}
+    for seed in (1, 2):
+        vae = tutorial()
+        np.random.seed(seed)  # noqa: NPY002
+        random.seed(seed)
+        expected = np.random.RandomState(seed).random(), random.Random(seed).random()
+        drawn = []
+
+        def noisy(x, drawn=drawn):
+            drawn.append((np.random.random(), random.random()))  # noqa: NPY002
+            return (x - float(drawn[-1][0] < 0.1)).abs()
+
+        try:
+            fit(vae.model, vae.guide, patterns(), batch_transform=noisy, **settings)
+        except Stop:
+            assert fails
+        assert (np.random.random(), random.random()) == expected  # noqa: NPY002
+        results.append((vae, drawn))
+    (one, first), (other, second) = results
+    assert same(one, other)
+    assert first == second
+    assert len(set(first[-7:])) == 7
+
+
+@pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("enabled", [False, True])
 def test_dtype_and_validation_flags_are_left_as_found(fails, enabled):
     torch.set_default_dtype(torch.float64)
@@ -437,6 +609,31 @@ def test_plain_params_go_to_the_callers_store_and_a_second_fit_starts_there(para
     assert params["slope"].item() != first["slope"]
     params.clear()
     assert fit(line_model, line_guide, data, **FROZEN).history != result.history
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Stop, NonFiniteError])
+def test_plain_params_keep_their_last_values_when_training_breaks_off(error, params):
+    """Those already in the caller's store, and those that the training made."""
+    params["slope"] = torch.tensor(0.5)
+    slope = params._params["slope"]
+    held, calls = {}, itertools.count()
+    x, y = line_data()
+
+    def breaks(batch):
+        if next(calls) < 9:  # looks at the pair count, too
+            return batch
+        held.update({n: v.item() for n, v in pyro.get_param_store().items()})
+        if error is NonFiniteError:
+            return batch * torch.nan
+        raise error
+
+    with pytest.raises(error):
+        fit(line_model, line_guide, (x, y), batch_transform=breaks, learning_rate=0.05)
+    assert {name: value.item() for name, value in params.items()} == held
+    assert params._params["slope"] is slope
+    assert held.keys() == {"slope", "noise", "gain", "lean", "scale"}
+    assert held["slope"] not in (0.0, 0.5)
+    assert all(value.grad is None for value in params._params.values())
 
 
 def test_gradients_left_behind_do_not_matter():
@@ -637,3 +834,74 @@ def test_pyros_own_warning_of_nan_is_not_a_second_message():
         with pytest.raises(NonFiniteError):
             fit(vae.model, vae.guide, patterns(), batch_size=16)
     assert not told
+
+
+# Devices ---------------------------------------------------------------------------------------
+
+
+def test_a_pair_is_where_its_first_parameter_is():
+    x = (torch.zeros(3, 6),)
+    far = nn.Linear(2, 2, device="meta")
+    assert device_of([], x) == torch.device("cpu")
+    assert device_of([nn.Softplus(), far, nn.Linear(2, 2)], x) == torch.device("meta")
+    assert device_of([nn.Linear(2, 2), far], (x[0].to("meta"),)) == torch.device("cpu")
+    assert device_of([nn.Softplus()], (x[0].to("meta"),)) == torch.device("meta")
+    assert usable_device("cpu") == torch.device("cpu")
+
+
+def evidence_of(vae, x, **settings):
+    """Everything that takes a device, on one pair."""
+    few = {"num_samples": 5, **settings}
+    importance = inference.Importance(num_samples=5)
+    weighed = inference.log_marginal(
+        vae.model, vae.guide, x, estimator=importance, progress=False, **settings
+    )
+    return (
+        weighed.mean,
+        inference.bound(vae.model, vae.guide, x, **few).elbo,
+        inference.active_units(vae.model, vae.guide, x, **few).count,
+    )
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+@pytest.mark.parametrize("function", ["bound", "active_units", "log_marginal"])
+def test_evidence_refuses_a_bad_device_as_fit_does(function, device):
+    vae = tutorial()
+    with pytest.raises(RequestError, match=f"device: '{device}' is not available here"):
+        getattr(inference, function)(vae.model, vae.guide, patterns(), device=device)
+
+
+def test_evidence_on_the_device_asked_for_is_that_of_the_default():
+    vae = tutorial()
+    assert evidence_of(vae, patterns(), device="cpu") == evidence_of(vae, patterns())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_evidence_follows_the_modules_to_the_gpu():
+    vae, x = tutorial(batch_norm=True), patterns()
+    fit(vae.model, vae.guide, x, validation=patterns(9))
+    assert all(p.is_cuda for p in vae.parameters())
+    there = evidence_of(vae, x)
+    assert all(p.is_cuda for p in vae.parameters())
+    back = evidence_of(vae, x.cuda(), device="cpu")
+    assert not any(p.is_cuda for p in vae.parameters())
+    assert there[:2] == pytest.approx(back[:2], abs=0.5)
+    assert evidence_of(vae, x.cuda())[:2] == back[:2]
+
+
+# Progress --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["steps", "tiles"])
+def test_the_bar_tells_bound_rate_and_time_left(unit, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    with Progress("training", 5, True, unit=unit) as bar:
+        for _ in range(5):
+            time.sleep(0.02)
+            bar.advance(text="bound -98.20")
+    told = capsys.readouterr().err
+    assert "bound -98.20" in told
+    assert f"{unit}/s" in told
+    rate = float(told.split(f" {unit}/s")[0].split()[-1])
+    assert 5 < rate < 60
+    assert "left" in told

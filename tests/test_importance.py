@@ -160,6 +160,71 @@ def test_a_guide_a_little_off_is_not_called_exact():
     assert not bool((found.khat == -math.inf).any())
 
 
+def many_terms(log_scale, count):
+    """One joint evidence of `count` data far from 0, with a guide `log_scale` nats off."""
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0 * z, 1e-3), obs=x)
+
+    def guide(x):
+        pyro.sample("z", dist.Normal(0.0, math.exp(log_scale)))
+
+    return model, guide, 0.1 + torch.zeros(count)
+
+
+def test_rounding_hides_no_bad_guide():
+    """log p = -5e3 of each datum: a sum of moduli would let weights differ by tens of nats."""
+    model, guide, x = many_terms(0.5, 10_000)
+    found = log_px(model, guide, x, 500, plate=None)
+    assert float(found.std_error) > 0.01
+    assert float(found.khat) > -math.inf
+    assert "Rounding of about" in str(found)
+    assert "float64" in found.notes[0]
+    # In float64 there is nothing to note.
+    found = log_px(model, guide, x.double(), 500, plate=None)
+    assert found.notes == ()
+    assert float(found.std_error) > 0.01
+
+
+def test_a_joint_sum_is_kept_in_float64():
+    """Ten thousand terms whose float32 sum has steps of 4 nats."""
+    model, guide, x = many_terms(0.0, 10_000)
+    found = log_px(model, guide, x, 50, plate=None)
+    each = torch.distributions.Normal(0.0, 1e-3).log_prob(x[:1])
+    assert float(found.value) == pytest.approx(10_000 * float(each), abs=0.01)
+
+
+def test_what_cannot_be_known_is_said_and_why():
+    """p(x) = 0 under every draw; ties; too few samples; one joint evidence."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(0.5 * z, 1.0), obs=x)
+            pyro.factor("f", torch.where(x > 3, -math.inf, 0.0))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(0.5 + 0 * x))
+
+    x = torch.tensor([0.0, 1.0, 2.0, 4.0])
+    said = str(log_px(model, guide, x[:3], 400))
+    assert "unknown for 3 data: too many of the largest weights are equal (ties)" in said
+    assert "too few" not in said
+    assert "unknown for 3 data: too few samples" in str(log_px(model, guide, x[:3], 10))
+    said = str(log_px(model, guide, x, 400))
+    assert "nan" not in said
+    assert "standard error and bias are unknown" in said
+    assert "unknown for 1 data: every weight is 0" in said
+    joint = str(log_px(model, guide, x[:3], 1, plate=None))
+    assert joint.startswith("joint log p(x) = ")
+    assert "per datum" not in joint
+    assert "by importance with 1 sample." in joint
+    assert "with 1 sample each." in str(log_px(model, guide, x[:3], 1))
+
+
 def test_more_samples_raise_the_expected_value():
     """The bias is about -1/2 s^2: visible at K = 2, where it is -chi^2/4 to leading order."""
     pair = linear_gaussian(seed=1, stretch=1.6)

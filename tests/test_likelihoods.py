@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.distributions import Bernoulli, Normal
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 import pyro_vae as pv
@@ -67,6 +68,93 @@ def test_the_floor_is_respected(sigma):
     if sigma == "predicted":
         outputs[1] = 200.0
         assert torch.isfinite(module(outputs).base_dist.scale).all()
+
+
+def below_the_floor(sigma, raw=-9.0):
+    """A module whose log sigma is `raw`, and what gradients flow to."""
+    spec, module = build(sigma, floor=0.05)
+    outputs = torch.zeros(spec.param_shape((3, 2)))
+    if sigma == "predicted":
+        outputs[1] = raw
+        return module, outputs.requires_grad_(), outputs
+    module.log_sigma.data.fill_(raw)
+    return module, outputs, module.log_sigma
+
+
+@pytest.mark.parametrize("sigma", ["learned", "per_pixel", "predicted"])
+def test_a_sigma_below_its_floor_comes_back_when_the_data_say_so(sigma):
+    module, outputs, leaf = below_the_floor(sigma)
+    far, near = torch.ones(3, 2), torch.zeros(3, 2)
+
+    def gradient(x):
+        (found,) = torch.autograd.grad(-module(outputs).log_prob(x), leaf)
+        return found[1] if sigma == "predicted" else found
+
+    # d/d log sigma of -log N is 1 - (r / sigma)^2, for each pixel.
+    expected = torch.full((3, 2), 1 - (1 / 0.05) ** 2)
+    expected = expected.sum() if sigma == "learned" else expected
+    torch.testing.assert_close(gradient(far), expected)
+    assert not gradient(near).any(), "nothing may lead further below"
+    module.eval()
+    assert not gradient(far).any(), "evaluation has the exact gradient, which is 0"
+
+
+@pytest.mark.parametrize("sigma", ["learned", "per_pixel"])
+def test_training_raises_a_sigma_from_below_its_floor(sigma):
+    module, outputs, leaf = below_the_floor(sigma, raw=-4.0)
+    x = 0.5 * torch.randn(200, 3, 2)
+    optimizer = torch.optim.Rprop([leaf], lr=0.1)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (-module(outputs).log_prob(x).mean()).backward()
+        optimizer.step()
+    expected = x.square().mean(0).sqrt()
+    expected = x.square().mean().sqrt() if sigma == "learned" else expected
+    torch.testing.assert_close(module.fitted_sigma().detach(), expected, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("raw", [-9.0, 0.3])
+@pytest.mark.parametrize("sigma", ["learned", "per_pixel", "predicted"])
+def test_the_way_back_is_traced(sigma, raw):
+    module, outputs, leaf = below_the_floor(sigma, raw)
+
+    def loss_and_gradient(leaf, outputs, x):
+        with torch.enable_grad():
+            if sigma == "predicted":
+                loss = -module(leaf).log_prob(x)
+            else:
+                found = torch.func.functional_call(module, {"log_sigma": leaf}, (outputs,))
+                loss = -found.log_prob(x)
+            return loss, *torch.autograd.grad(loss, leaf)
+
+    dist = torch.distributions.Distribution
+    validate = dist._validate_args
+    dist.set_default_validate_args(False)  # checks of values are not traceable
+    try:
+        graph = make_fx(loss_and_gradient)(leaf, outputs, torch.ones(3, 2))
+        for x in (torch.ones(3, 2), torch.zeros(3, 2)):  # the gradients have opposite signs
+            for ours, traced in zip(
+                loss_and_gradient(leaf, outputs, x), graph(leaf, outputs, x), strict=True
+            ):
+                assert torch.equal(ours, traced)
+    finally:
+        dist.set_default_validate_args(validate)
+
+
+def test_a_predicted_sigma_above_its_ceiling_comes_back():
+    module, outputs, leaf = below_the_floor("predicted", raw=20.0)
+    (gradient,) = torch.autograd.grad(-module(outputs).log_prob(torch.zeros(3, 2)), leaf)
+    torch.testing.assert_close(gradient[1], torch.ones(3, 2))
+
+
+def test_predicted_sigmas_at_the_floor_are_counted():
+    spec, module = build("predicted", floor=0.05)
+    outputs = torch.zeros(10, *spec.param_shape((3, 2)))
+    assert module.warnings(outputs) == []
+    outputs[:5, 1, 0] = -50.0  # two pixels of half the data
+    [said] = module.warnings(outputs)
+    assert said.startswith("10 of 60 sigmas predicted for 10 data stand at their floor of 0.05")
+    assert f"up to {math.log(10):.0f} nats per datum" in said  # one pixel a datum, on average
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import pyro_vae as pv
 from pyro_vae.app import files
 from pyro_vae.app.experiment import load_experiment
-from pyro_vae.app.run import Run
+from pyro_vae.app.run import ARRAYS, Run
 from pyro_vae.errors import RunError
 
 SMALL = [
@@ -45,6 +45,13 @@ def test_load_gives_the_vae_back(run, spec):
     assert not vae.training
     for name, tensor in load_file(run.path / "model.safetensors").items():
         assert torch.equal(vae.state_dict()[name], tensor)
+
+
+def test_load_leaves_the_random_state_alone(run):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    pv.load(run.path)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_nothing_in_a_run_is_pickle_and_no_temporary_file_stays(run):
@@ -164,7 +171,7 @@ def test_no_run_at_all(tmp_path):
 
 
 def evaluation(run, **changes):
-    arrays = {"value": torch.zeros(3).double(), "std_error": torch.ones(3).double()}
+    arrays = {name: torch.ones(3).double() for name in ARRAYS}
     summary = {
         "estimator": "importance",
         "num_samples": 5,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inference.errors import RequestError
 from inference.pair import Data
+from inference.requests import whole_number
 from inference.tiles import tiled
 
 
@@ -55,22 +56,25 @@ def active_units(
     num_samples: int = 20,
     seed: int = 0,
     plate: str = "data",
+    device: str | torch.device | None = None,
 ) -> ActiveUnits:
     """Count the latent dimensions that depend on x.
 
     Var_x E_q[z|x] is estimated by the covariance over x of two independent estimates of E_q[z|x],
     which is unbiased; the variance of one S-sample mean would make a collapsed unit look active by
-    1/S. Sites are flattened and joined in the order of the model.
+    1/S. Sites are flattened and joined in the order of the model. `device` is where data and
+    modules are moved; by default data go where the modules are.
 
     Raises: `PairError`; `RequestError` for fewer than two data or samples.
     """
-    if num_samples < 2:
-        raise RequestError(f"num_samples: got {num_samples}; needs at least two")
+    whole_number("num_samples", num_samples, least=2)
     half = num_samples // 2
     first: list[Tensor] = []
     second: list[Tensor] = []
     spread: list[Tensor] = []
-    with tiled(model, guide, data, num_samples, seed=seed, plate=plate, whole_rows=True) as tiles:
+    with tiled(
+        model, guide, data, num_samples, seed=seed, plate=plate, device=device, whole_rows=True
+    ) as tiles:
         if tiles.num_data < 2:
             raise RequestError("data: one datum; active units need at least two")
         for start in tiles.rows():

@@ -13,12 +13,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from inference.checkpoint import random_state, set_random_state
 from inference.errors import NonFiniteError
-from inference.isolation import validation
+from inference.isolation import random_state, set_random_state, validation
 from inference.objectives.elbo import ELBO
 from inference.optimizer import SingleOptimizer
-from inference.pair import Pair, frame_of, sample_sites
+from inference.pair import GivenSubsample, Pair, frame_of, sample_sites
 
 
 class PerDatum(Messenger):
@@ -31,6 +30,7 @@ class PerDatum(Messenger):
     def __init__(self, pair: Pair, num_data: int):
         super().__init__()
         self.pair, self.num_data, self.beta = pair, num_data, 1.0
+        self.keep: Tensor | None = None  # of a plate's rows, those that count
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -38,6 +38,10 @@ class PerDatum(Messenger):
         frame = frame_of(msg, self.pair.plate)
         # A plate that subsamples has scaled by full_size / size already.
         scale = 1 / (self.num_data if frame is None else (frame.full_size or frame.size))
+        if self.keep is not None and frame is not None:
+            keep = self.keep.reshape(-1, *(1 for _ in range(-frame.dim - 1)))
+            msg["mask"] = keep if msg["mask"] is None else msg["mask"] & keep
+            scale *= len(self.keep) / int(self.keep.sum())
         if not msg["is_observed"]:
             scale *= self.beta
         msg["scale"] = msg["scale"] * scale
@@ -106,6 +110,21 @@ class Eager:
         self.handler.beta = 1.0
         with validation(False):
             return -self.svi.evaluate_loss(*batch)
+
+    def evaluate_rows(self, arguments: tuple[Tensor, ...], start: int) -> float:
+        """The same, of as many data from `start` on as the pair's own plate takes.
+
+        At the end of the data, where fewer are left, rows seen before fill up and do not count.
+        """
+        size, plate = self.pair.subsample_size, self.pair.plate
+        first = min(start, len(arguments[0]) - size)
+        rows = torch.arange(first, first + size, device=arguments[0].device)
+        self.handler.keep = rows >= start
+        try:
+            with GivenSubsample(plate, rows):  # type: ignore[arg-type]
+                return self.evaluate(arguments)
+        finally:
+            self.handler.keep = None
 
     @torch.no_grad()
     def _culprit(self, batch: tuple[Tensor, ...]) -> str:

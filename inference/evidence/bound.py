@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference.errors import PairError
 from inference.kl import analytic_kl
 from inference.log_weights import LogWeights
 from inference.pair import Data
@@ -47,19 +48,28 @@ def bound(
     num_samples: int = 10,
     seed: int = 0,
     plate: str | None = "data",
+    device: str | torch.device | None = None,
 ) -> Bound:
     """The ELBO of a pair on `data`, with its KL terms in closed form where one is known.
 
-    Raises: `PairError` as `log_marginal`.
+    `device` is where data and modules are moved; by default data go where the modules are.
+    Raises: `PairError` as `log_marginal`, and for a model that observes nothing; `RequestError`.
     """
     draws: list[Tensor] = []  # [K, n] of each tile
     likelihood: list[Tensor] = []
     terms: dict[str, list[Tensor]] = {}
     kinds: dict[str, str] = {}
-    with tiled(model, guide, data, num_samples, seed=seed, plate=plate, whole_rows=True) as tiles:
+    with tiled(
+        model, guide, data, num_samples, seed=seed, plate=plate, device=device, whole_rows=True
+    ) as tiles:
         for start in tiles.rows():
             tile = tiles.tile(start)
             record = tiles.score(tile)
+            if not record.observed:
+                raise PairError(
+                    "the model observes no site, so nothing is reconstructed; hand the data to one "
+                    "of its sites with obs="
+                )
 
             def rows(score: Tensor, tile=tile) -> Tensor:
                 return score.double().reshape(num_samples, -1)[:, tile.skip :]
@@ -67,10 +77,11 @@ def bound(
             total = rows(record.log_likelihood)
             likelihood.append(total)
             for name, log_q in record.log_q.items():
-                # Auxiliary guide sites have no counterpart in the model.
-                term = rows(log_q - record.log_p[name] if name in record.log_p else log_q)
+                # Auxiliary and observed guide sites have no latent counterpart in the model.
+                paired = name in record.latents
+                term = rows(log_q - record.log_p[name] if paired else log_q)
                 kinds[name] = "Monte Carlo"
-                closed = _closed_form(record, name)
+                closed = _closed_form(record, name) if paired else None
                 if closed is not None and closed.numel() == log_q.numel():
                     if tiles.scorer.folded:  # rows run over data, then particles
                         closed = closed.reshape(-1, num_samples).T

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from inference.evidence.smoothing import MIN_TAIL, tail_length
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -47,6 +49,11 @@ class Estimate:
     @property
     def num_data(self) -> int:
         return len(self.value)
+
+    @property
+    def is_joint(self) -> bool:
+        """One evidence of all data, not one per datum?"""
+        return self.quantity.startswith("joint")
 
     @property
     def mean(self) -> float:
@@ -122,25 +129,31 @@ class Estimate:
 
     def __str__(self) -> str:
         """One honest paragraph."""
-        unknown = self.num_khat_unknown
         at_least = "at least " if self.num_khat_bad else ""
-        said = [
-            f"{self.quantity} = {self.mean:.3f} nats per datum (mean of {self.num_data}), by "
-            f"{self.estimator} with {self.num_samples} samples each."
-        ]
+        samples = "1 sample" if self.num_samples == 1 else f"{self.num_samples} samples"
+        if self.is_joint:
+            said = [f"{self.quantity} = {self.mean:.3f} nats, by {self.estimator} with {samples}."]
+        else:
+            said = [
+                f"{self.quantity} = {self.mean:.3f} nats per datum (mean of {self.num_data}), by "
+                f"{self.estimator} with {samples} each."
+            ]
         if self.num_samples == 1:
             said.append(
                 "One sample tells nothing about its own error, and its expectation is the ELBO, "
                 "not log p(x): use more samples."
             )
+        elif math.isnan(self.mc_std_error):
+            said.append("Its Monte-Carlo standard error and bias are unknown.")
         else:
             said.append(
                 f"Monte-Carlo standard error {at_least}{self.mc_std_error:.2g}; estimated bias "
                 f"{at_least and 'beyond '}{self.bias_estimate:.2g} (the estimate is "
                 f"{self.bias_direction}); "
-                f"median effective sample size {self.median_ess:.0f} of {self.num_samples}."
+                f"{'' if self.is_joint else 'median '}effective sample size {self.median_ess:.0f} "
+                f"of {self.num_samples}."
             )
-        if self.num_data > 1:
+        if self.num_data > 1 and math.isfinite(self.test_std_error):
             said.append(
                 f"For new data from the same source the mean is uncertain by "
                 f"{self.test_std_error:.2g} (one standard error), whatever the samples; compare "
@@ -151,13 +164,26 @@ class Estimate:
                 f"For {self.num_khat_bad} data the weights' Pareto k-hat exceeds "
                 f"{self.khat_threshold:.2f}: their errors may be much larger than printed."
             )
-        elif self.num_samples > 1 and not unknown:
+        elif self.num_samples > 1 and not self.num_khat_unknown:
             said.append(
                 f"No k-hat exceeds {self.khat_threshold:.2f}, so the guide covers what it has seen."
             )
-        if unknown:
-            said.append(
-                f"k-hat is unknown for {unknown} data: too few samples to see the weights' tail."
-            )
+        said += [
+            f"k-hat is unknown for {count} data: {reason}."
+            for reason, count in self._unknown_khat().items()
+            if count
+        ]
         said += self.notes
         return " ".join(said)
+
+    def _unknown_khat(self) -> dict[str, int]:
+        """For how many data k-hat is unknown, by reason."""
+        unknown = self.khat.isnan()
+        empty = unknown & (self.value == -math.inf)
+        others = int((unknown & ~empty).sum())
+        few = tail_length(self.num_samples) < MIN_TAIL
+        return {
+            "every weight is 0, so no draw explains them (log p(x) = -inf)": int(empty.sum()),
+            "too few samples to see the weights' tail": others if few else 0,
+            "too many of the largest weights are equal (ties) to fit a tail": 0 if few else others,
+        }

@@ -23,6 +23,9 @@ from inference.pair import Data
 from inference.progress import Progress
 from inference.tiles import Tiles, tiled
 
+# Nats. A spread of log w below its rounding is called none only where that rounding is this small.
+MAX_ROUNDING = 1e-2
+
 
 class Importance(BaseModel):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k|x),   z_k ~ q(z|x).
@@ -56,8 +59,7 @@ def log_marginal(
         data: tensor `[N, ...]` or a tuple of such, handed to model and guide in batches.
         estimator: `Importance(num_samples=5000)`.
         seed: of the draws; the caller's random state is left alone.
-        device: where data are moved; modules that the pair uses must be there already or are
-            moved with them.
+        device: where data and modules are moved; by default data go where the modules are.
     Returns: an `Estimate`, float64 tensors on the CPU.
     Raises: `PairError` (pair and question do not fit), `RequestError`, `NonFiniteError` (a weight
         is NaN; names datum and site).
@@ -68,13 +70,17 @@ def log_marginal(
         estimator = Importance()
     started = time.perf_counter()
     results: dict[str, Tensor] = {}
+    worst = 0.0
     with tiled(
         model, guide, data, estimator.num_samples, seed=seed, plate=plate, device=device
     ) as tiles:
         num_tiles = len(tiles.rows()) * len(tiles.columns())
         with Progress("log p(x)", num_tiles, progress, unit="tiles") as bar:
             for start in tiles.rows():
-                log_weight, resolution = _weigh(tiles, start, bar)
+                log_weight, rounding = _weigh(tiles, start, bar)
+                worst = max(worst, float(rounding.max()))
+                # Beyond the cap a spread within rounding may hide a bad guide as well.
+                resolution = torch.where(rounding <= MAX_ROUNDING, rounding, -1.0)
                 for name, found in summarize(log_weight, resolution).items():
                     # Rows of one tensor: many small ones kept between large tiles would pin the
                     # allocator's memory, a third of a MiB a datum.
@@ -92,6 +98,16 @@ def log_marginal(
         tile=(tiles.data_per_tile, tiles.samples_per_tile),
         seed=seed,
         seconds=time.perf_counter() - started,
+        notes=_rounding_note(worst),
+    )
+
+
+def _rounding_note(worst: float) -> tuple[str, ...]:
+    if worst <= MAX_ROUNDING:
+        return ()
+    return (
+        f"Rounding of about {worst:.2g} nats in log w limits this result; float64 parameters and "
+        "data remove it.",
     )
 
 
@@ -111,11 +127,8 @@ def _weigh(tiles: Tiles, start: int, bar: Progress) -> tuple[Tensor, Tensor]:
 
 
 def _rounding(record: LogWeights) -> Tensor:
-    """How far log w may be off by rounding alone: 64 ulp of the terms it is the sum of."""
-    terms = [*record.log_p.values(), *record.log_q.values()]
-    size = sum(t.double().abs().nan_to_num(0, 0, 0).amax(0) for t in terms)
-    epsilon = max(torch.finfo(t.dtype).eps for t in terms)
-    return 64 * epsilon * torch.as_tensor(size)
+    """How far log w may be off by rounding alone: 64 ulp of its terms, as a root of squares."""
+    return 64 * record.ulp.amax(0)
 
 
 def _blame(record: LogWeights, start: int) -> str:

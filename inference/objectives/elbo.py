@@ -48,3 +48,6 @@ class ELBO(BaseModel):
             vectorize_particles=vectorize and self.num_particles > 1,
             max_plate_nesting=max_plate_nesting,
         )
+
+
+OBJECTIVES = {"elbo": ELBO}

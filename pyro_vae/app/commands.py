@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -74,11 +75,11 @@ def compare_command(args: Namespace) -> None:
 
 def generate_command(args: Namespace) -> None:
     run = Run.open(args.run)
-    try:
-        x, _ = _shown(run, None)
-    except DataError:
-        x = None  # only the range of the picture is taken from the data
-    _show(pictures.samples(run.vae(), _target(run, args, "samples"), seed=args.seed, like=x))
+    vae, x = run.vae(), None
+    if vae.likelihood.support not in ("binary", "unit"):  # else the range is known without data
+        with suppress(DataError):
+            x, _ = _shown(run, None)
+    _show(pictures.samples(vae, _target(run, args, "samples"), seed=args.seed, like=x))
 
 
 def reconstruct_command(args: Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from pyro_vae.app.experiment import ExperimentSpec, differences, flatten
-from pyro_vae.app.run import Run
+from pyro_vae.app.run import ARRAYS, Run
 from pyro_vae.app.tables import say, show_table
 from pyro_vae.errors import Problem, RunError
 
 SAME = ("data_fingerprint", "split", "num_data", "quantity")
+# A rule of caution, no bound: where k-hat cannot vouch for a datum, log p(x) may lie further above
+# its estimate by this many times what the weights raised it above the ELBO, of 1 nat at least.
+HIDDEN = 10.0
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,19 @@ class Model:
 
     value: `[runs, N]`, log p(x) of each run and datum.
     std_error: `[runs, N]`, its Monte-Carlo error.
+    elbo: `[runs, N]`, the mean log-weight of the same samples.
+    khat_bad, khat_unknown: `[runs, N]`, is k-hat too large, or not known?
+    estimators: in words, how the runs were estimated: `importance, K=5000`; each way once.
     """
 
     name: str
     runs: tuple[Run, ...]
     value: Tensor
     std_error: Tensor
+    elbo: Tensor
+    khat_bad: Tensor
+    khat_unknown: Tensor
+    estimators: tuple[str, ...]
 
     @property
     def mean(self) -> float:
@@ -53,6 +63,33 @@ class Model:
     @property
     def bias_estimate(self) -> float:
         return float(-0.5 * self.std_error.square().mean())
+
+    @property
+    def khat_bad_share(self) -> float:
+        """Of the estimates whose k-hat is known; NaN if none is."""
+        known = int((~self.khat_unknown).sum())
+        return int(self.khat_bad.sum()) / known if known else math.nan
+
+    @property
+    def khat_unknown_share(self) -> float:
+        return float(self.khat_unknown.double().mean())
+
+    @property
+    def hidden_bias(self) -> float:
+        """How far the mean may lie too low, by `HIDDEN`, for data that k-hat does not vouch for."""
+        raised = (self.value - self.elbo).nan_to_num(0.0).clamp_min(1.0)
+        return float(HIDDEN * ((self.khat_bad | self.khat_unknown) * raised).mean())
+
+    @property
+    def distrust(self) -> str:
+        """What k-hat says against these estimates; empty if nothing."""
+        said = []
+        if self.khat_bad.any():
+            said.append(f"k-hat is too large for {_percent(self.khat_bad_share)} of the data")
+        if self.khat_unknown.any():
+            share = _percent(self.khat_unknown_share)
+            said.append(f"k-hat is unknown, for want of samples, for {share} of the data")
+        return " and ".join(said)
 
 
 @dataclass(frozen=True)
@@ -82,6 +119,32 @@ class Difference:
         return math.sqrt(sum(m.seed_std**2 / len(m.runs) for m in both))
 
     @property
+    def doubts(self) -> list[str]:
+        """Why a difference, however large beside its error, may not be that of the models."""
+        both = (self.model, self.reference)
+        size = max(abs(self.mean), self.std_error)  # a bias below the error is no matter
+        said = []
+        if len({way for model in both for way in model.estimators}) > 1:
+            ways = "; ".join(f"'{m.name}' by {' and '.join(m.estimators)}" for m in both)
+            said.append(f"they were estimated differently ({ways}); evaluate both alike")
+        if sum(model.hidden_bias for model in both) >= size:
+            said += [
+                f"the estimates of '{model.name}' are not to be trusted: {model.distrust}; the "
+                "difference may be that of the guides, not of the models"
+                for model in both
+                if model.distrust
+            ]
+        bias = abs(self.model.bias_estimate - self.reference.bias_estimate)
+        if bias > 0.5 * size:
+            said.append(
+                f"the estimated biases differ by {bias:.2g} nats, which could account for it; "
+                "evaluate with more samples"
+            )
+        elif math.isnan(bias):
+            said.append("one sample tells nothing about its own bias; evaluate with more")
+        return said
+
+    @property
     def words(self) -> str:
         """What the difference allows to say."""
         size = f"{abs(self.mean):.3g} nats"
@@ -89,8 +152,12 @@ class Difference:
         pair = f"'{self.model.name}' against '{self.reference.name}'"
         if not math.isfinite(self.std_error):
             return f"{pair}: one datum tells nothing about others."
+        doubts = ". ".join(text[0].upper() + text[1:] for text in self.doubts)
         if abs(self.mean) <= 2 * self.std_error:
-            return f"{pair}: {size} {verb}, within 2 paired standard errors: no difference shown."
+            said = f"{pair}: {size} {verb}, within 2 paired standard errors: no difference shown."
+            return f"{said} {doubts}." if doubts else said
+        if doubts:
+            return f"{pair}: {size} {verb}, but nothing is settled. {doubts}."
         said = f"{pair}: {size} {verb}, more than 2 paired standard errors"
         if math.isnan(self.seed_std_error):
             said += "; for these trained weights only, as one of them has a single training seed."
@@ -98,12 +165,13 @@ class Difference:
             said += ", but within 2 standard errors of the spread between training seeds."
         else:
             said += ", and more than 2 of the spread between training seeds."
-        bias = abs(self.model.bias_estimate - self.reference.bias_estimate)
-        if bias > 0.5 * abs(self.mean):
-            said += (
-                f" The estimated biases differ by {bias:.2g} nats, which could account for it: "
-                "evaluate with more samples."
-            )
+        for model in (self.model, self.reference):
+            if model.distrust:
+                share = float((model.khat_bad | model.khat_unknown).double().mean())
+                said += (
+                    f" For '{model.name}' {model.distrust}, which would have to be off by "
+                    f"{abs(self.mean) / share:.3g} nats each to account for it."
+                )
         return said
 
 
@@ -130,14 +198,29 @@ def compare(folders: Sequence[str | PathLike]) -> list[Model]:
             groups.append([i])
     names = _names([runs[group[0]] for group in groups])
     return [
-        Model(
-            name=name,
-            runs=tuple(runs[i] for i in group),
-            value=torch.stack([evaluations[i][0]["value"] for i in group]),
-            std_error=torch.stack([evaluations[i][0]["std_error"] for i in group]),
-        )
+        _model(name, [(runs[i], *evaluations[i]) for i in group])
         for name, group in zip(names, groups, strict=True)
     ]
+
+
+def _model(name: str, evaluated: Sequence[tuple[Run, dict[str, Tensor], dict[str, Any]]]) -> Model:
+    runs, arrays, summaries = zip(*evaluated, strict=True)
+    held = {key: torch.stack([one[key] for one in arrays]) for key in ARRAYS}
+    thresholds = held["khat"].new_tensor([summary["khat_threshold"] for summary in summaries])
+    return Model(
+        name=name,
+        runs=runs,
+        value=held["value"],
+        std_error=held["std_error"],
+        elbo=held["elbo"],
+        khat_bad=held["khat"] > thresholds[:, None],
+        khat_unknown=held["khat"].isnan(),
+        estimators=tuple(dict.fromkeys(map(_estimator, summaries))),
+    )
+
+
+def _estimator(summary: Mapping[str, Any]) -> str:
+    return f"{summary['estimator']}, K={summary['num_samples']}"
 
 
 def model_differences(a: ExperimentSpec, b: ExperimentSpec) -> dict[str, tuple[Any, Any]]:
@@ -209,6 +292,19 @@ def report(models: Sequence[Model]) -> None:
             for model in models
         ),
     )
+    show_table(
+        "How they were estimated",
+        ("model", "by", ">k-hat too large", ">unknown"),
+        (
+            (
+                model.name,
+                "; ".join(model.estimators),
+                _percent(model.khat_bad_share),
+                _percent(model.khat_unknown_share),
+            )
+            for model in models
+        ),
+    )
     best = max(models, key=lambda model: model.mean)
     others = [Difference(model, best) for model in models if model is not best]
     if not others:
@@ -233,3 +329,12 @@ def report(models: Sequence[Model]) -> None:
 
 def _number(value: float) -> str:
     return "unknown" if math.isnan(value) else f"{value:.3g}"
+
+
+def _percent(share: float) -> str:
+    """`3.2%`; a little is never 0%, and almost all never 100%."""
+    if math.isnan(share):
+        return "unknown"
+    if share in (0.0, 1.0):
+        return f"{share:.0%}"
+    return f"{min(max(share, 0.001), 0.999):.1%}"

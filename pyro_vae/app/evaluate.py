@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import inference
+from inference.isolation import own_randomness
 from pyro_vae.app.experiment import ESTIMATORS, EvaluateSpec, devices, observed
 from pyro_vae.app.run import Run
 from pyro_vae.app.tables import say, show_table
@@ -18,6 +19,8 @@ from pyro_vae.component import nearest
 from pyro_vae.data.base import Dataset, fingerprint
 from pyro_vae.errors import RequestError, SpecError
 from pyro_vae.vae import VAE
+
+DECODED = 500  # data whose decoder outputs are looked at
 
 
 def evaluate(
@@ -60,7 +63,7 @@ def evaluate(
         **_bound(inference.bound(*pair, x, seed=how.seed)),
         **(_units(inference.active_units(*pair, x, seed=how.seed)) if len(x) > 1 else {}),
         **_bits(dataset, estimate),
-        "warnings": _warnings(vae, dataset, how.split),
+        "warnings": _warnings(vae, dataset, how.split, _decoded(vae, x, how.seed)),
     }
     run.write_evaluation(estimate.arrays(), summary)
     return estimate, summary
@@ -140,9 +143,15 @@ def _bits(dataset: Dataset, estimate: inference.Estimate) -> dict[str, Any]:
     }
 
 
-def _warnings(vae: VAE, dataset: Dataset, split: str) -> list[str]:
+def _decoded(vae: VAE, x: Tensor, seed: int) -> Tensor:
+    """Decoder outputs `[N, *param_shape]` at a posterior draw for each of some data."""
+    with own_randomness(seed), torch.no_grad():
+        return vae.decoder(vae.encode(choose(x, min(len(x), DECODED))).sample())
+
+
+def _warnings(vae: VAE, dataset: Dataset, split: str, outputs: Tensor) -> list[str]:
     """What is special about this model and these data, beside what the estimate knows."""
-    said = list(vae.likelihood.warnings())
+    said = list(vae.likelihood.warnings(outputs))
     if split == "train":
         said.append("the weights were fitted to these data, so new data have a lower log p(x)")
     if dataset.levels is not None:

@@ -1,11 +1,9 @@
-"""Files that are either old or new, never half: written beside their place, then renamed."""
+"""JSON, text and tensors in files that are either old or new, never half."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,39 +12,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from inference.files import TEMPORARY, write_bytes
 from pyro_vae.errors import RunError
 
-TEMPORARY = ".writing-"  # prefix of a file that a killed process may leave behind
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write the whole file or leave it as it was, even if the machine stops half-way."""
-    descriptor, name = tempfile.mkstemp(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+__all__ = [
+    "TEMPORARY",
+    "json_line",
+    "plain",
+    "read_json",
+    "read_json_lines",
+    "read_tensors",
+    "read_text",
+    "write_bytes",
+    "write_json",
+    "write_json_lines",
+    "write_tensors",
+    "write_text",
+]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_vae.app.experiment import ExperimentSpec
@@ -54,8 +55,7 @@ class Run:
             run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{run.path}: cannot be made a folder: {error.strerror}") from None
-        for left in run.path.glob(f"{TEMPORARY}*"):
-            left.unlink()
+        run.sweep()
         run.write_spec(spec)
         return run
 
@@ -105,6 +105,11 @@ class Run:
             )
         if any(not item.name.startswith(TEMPORARY) for item in self.path.iterdir()):
             raise RunError(f"{self.path}: is not empty; choose another --out")
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for left in self.path.glob(f"{TEMPORARY}*"):
+            left.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Remove a run that never started: its spec, and the folder if nothing else is there."""
@@ -174,7 +179,8 @@ class Run:
         """The trained VAE, in evaluation mode. Raises `RunError`."""
         held, _ = read_tensors(self._weights, self._remedy)
         try:
-            vae = VAE.from_spec(self.spec.model)
+            with torch.random.fork_rng(devices=[]):  # the first weights are drawn, then replaced
+                vae = VAE.from_spec(self.spec.model)
         except SpecError as error:
             lines = [Problem((), f"{self.path / SPEC}: {problem}") for problem in error.problems]
             raise RunError(lines) from None
@@ -221,14 +227,15 @@ class Run:
         arrays, marks = read_tensors(path, remedy)
         if any(str(summary.get(key)) != marks.get(key) for key in EVALUATION_MARKS):
             raise RunError(f"{path}: belongs to another evaluation than evaluation.json; {remedy}")
-        lengths = {name: len(arrays[name]) for name in ("value", "std_error") if name in arrays}
-        if set(lengths.values()) != {summary.get("num_data")} or len(lengths) != 2:
+        lengths = [len(arrays[name]) for name in ARRAYS if name in arrays]
+        if lengths != [summary.get("num_data")] * len(ARRAYS):
             raise RunError(f"{path}: damaged (not one number per datum); {remedy}")
         if summary["weights_fingerprint"] != self.weights_fingerprint():
             raise RunError(f"{path}: was made with other weights than {self._weights}; {remedy}")
         return arrays, summary
 
 
+ARRAYS = ("value", "std_error", "elbo", "khat")  # per datum
 EVALUATION_MARKS = (
     "estimator",
     "num_samples",

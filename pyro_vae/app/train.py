@@ -58,6 +58,8 @@ def train(
         run = Run.fresh(name, spec)
     elif not resume:
         run = Run.create(run, spec)
+    else:
+        run.sweep()
     with _failures(run):
         result = _fit(run, spec, dataset, vae, resume, progress)
         run.write_spec(_with_engine(spec, result.engine))

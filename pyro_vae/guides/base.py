@@ -43,6 +43,7 @@ class GuideModule(Part):
 
     def encode(self, x: Tensor, y: Tensor | None = None) -> Any:
         """The variational parameters of each datum: tensors `[..., batch, *]`."""
+        # Not called `parameters`, as in the literature: nn.Module has a method of that name.
         raise NotImplementedError(f"{type(self).__name__} must write encode(x, y)")
 
     def distribution(self, parameters: Any) -> Distribution:

@@ -48,6 +48,9 @@ class LikelihoodModule(Part):
         """Decoder outputs `[*param_shape]` that fit training data `x [N, *data]` without z."""
         return None
 
-    def warnings(self) -> list[str]:
-        """What a reader of log p(x) under this fitted likelihood should know."""
+    def warnings(self, outputs: Tensor | None = None) -> list[str]:
+        """What a reader of log p(x) under this fitted likelihood should know.
+
+        `outputs`: decoder outputs `[N, *param_shape]` at a posterior draw for each of N data.
+        """
         return []

@@ -51,7 +51,7 @@ class GaussianModule(LikelihoodModule):
         event_dim = len(self.shapes.data)
         if self.sigma == "predicted":
             loc, raw = outputs.unbind(-event_dim - 1)
-            scale = raw.clamp(math.log(self.floor), 10.0).exp()
+            scale = self._bounded(raw, 10.0).exp()
         else:
             loc = outputs
             scale = self.fitted_sigma().to(outputs).expand(self.shapes.data)
@@ -60,7 +60,12 @@ class GaussianModule(LikelihoodModule):
     def fitted_sigma(self) -> Tensor:
         if self.sigma == "fixed":
             return torch.tensor(self.scale)
-        return self.log_sigma.exp().clamp_min(self.floor)
+        return self._bounded(self.log_sigma).exp()
+
+    def _bounded(self, raw: Tensor, high: float = math.inf) -> Tensor:
+        """log sigma within bounds. In training, a way back stays open to what is beyond them."""
+        low = math.log(self.floor)
+        return _Bounded.apply(raw, low, high) if self.training else raw.clamp(low, high)
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -76,16 +81,50 @@ class GaussianModule(LikelihoodModule):
         return torch.stack([x.mean(0), x.std(0, correction=0).clamp_min(self.floor).log()])
 
     @torch.no_grad()
-    def warnings(self):
-        if self.sigma != "per_pixel" and self.sigma != "learned":
+    def warnings(self, outputs=None):
+        low = self.floor * (1 + 1e-5)  # exp(log(floor)) is rounded
+        if self.sigma == "predicted" and outputs is not None:
+            event_dim = len(self.shapes.data)
+            at_floor = self(outputs).base_dist.scale.flatten(-event_dim) <= low  # [N, pixels]
+            which = f"sigmas predicted for {len(outputs)} data"
+        elif self.sigma in ("learned", "per_pixel"):
+            at_floor = (self.fitted_sigma() <= low).flatten()
+            which = "sigmas"
+        else:
             return []
-        sigma = self.fitted_sigma()
-        count = int((sigma <= self.floor * (1 + 1e-6)).sum())
+        count = int(at_floor.sum())
         if count == 0:
             return []
-        shift = count * math.log(10) * self.shapes.num_pixels / sigma.numel()
+        shift = count / at_floor.numel() * math.log(10) * self.shapes.num_pixels
         return [
-            f"{count} of {sigma.numel()} sigmas stand at their floor of {self.floor:g}: a floor "
-            f"ten times lower would move log p(x) by up to {shift:.0f} nats per "
+            f"{count} of {at_floor.numel()} {which} stand at their floor of {self.floor:g}: a "
+            f"floor ten times lower would move log p(x) by up to {shift:.0f} nats per "
             "datum, so log p(x) says more about the floor than about the model"
         ]
+
+
+class _Bounded(torch.autograd.Function):
+    """clamp, and a gradient that leads back inside passes.
+
+    The gradient of a clamp is 0 outside: a sigma that one step took below its floor would stay
+    there whatever the data say. One that leads further out is stopped as by a clamp: let through,
+    it would carry the raw value away, and as many steps would be needed to come back. Inside and
+    outside are told for a loss to be minimised.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(raw, low, high):
+        return raw.clamp(low, high)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        raw, ctx.low, ctx.high = inputs
+        ctx.save_for_backward(raw)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        (gradient,), (raw,) = gradients, ctx.saved_tensors
+        further_out = ((raw < ctx.low) & (gradient > 0)) | ((raw > ctx.high) & (gradient < 0))
+        return gradient.masked_fill(further_out, 0.0), None, None

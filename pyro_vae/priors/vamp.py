@@ -18,7 +18,8 @@ class VampPrior(Prior, name="vamp"):
     """p(z) = 1/K sum_k q(z | u_k), learned pseudo-inputs u_k (arXiv:1705.07120).
 
     `init`: pseudo-inputs start at random training data (`data`) or at N(0.5, 0.1) noise.
-    For data in [0, 1] they pass through hardtanh to [0, 1], as in the paper.
+    Under a likelihood of values in {0, 1} or [0, 1] they pass through hardtanh to [0, 1], as in the
+    paper; under one of real values they are free, wherever the data lie.
     """
 
     needs_guide_density = True
