@@ -25,7 +25,7 @@ from inference.training import State, Training, init
 ENGINES = ("auto", "eager")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FitResult:
     """What a training did.
 
@@ -42,6 +42,9 @@ class FitResult:
     steps: int
     seconds: float
     engine: str
+
+    def __repr__(self) -> str:
+        return f"FitResult({self.status}: {self.message}; engine {self.engine})"
 
 
 def fit(
@@ -217,6 +220,11 @@ def _run(
         message = f"stopped after {last}: no better validation bound for {training.patience} epochs"
     if training.patience is not None and best_epoch:
         message += f"; weights are those of epoch {best_epoch}"
+    elif best_epoch and best_epoch != state.epoch:
+        message += (
+            f"; weights are those of the last epoch (the validation bound was best at epoch "
+            f"{best_epoch}: patience keeps the best)"
+        )
     return FitResult(
         history=state.history,
         status="stopped_early" if stopped_early else "completed",

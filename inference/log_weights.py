@@ -285,12 +285,19 @@ def _record(model_trace, guide_trace, reduce) -> LogWeights:
         observed=tuple(name for name, site in in_model.items() if site["is_observed"]),
         model_fn={name: _masked(site) for name, site in in_model.items()},
         guide_fn={name: _masked(site) for name, site in in_guide.items()},
-        ulp=sum(ulp.square() for _, ulp in (*p.values(), *q.values())).sqrt(),  # type: ignore[union-attr]
+        ulp=_root_of_squares([ulp for _, ulp in (*p.values(), *q.values())]),
     )
 
 
 def _masked(site):
     return site["fn"] if site["mask"] is None else site["fn"].mask(site["mask"])
+
+
+def _root_of_squares(parts: list[Tensor]) -> Tensor:
+    """sqrt(sum of squares); what stands outside the data plate `[K]` counts for every datum."""
+    widest = max(part.dim() for part in parts)
+    wide = (part if part.dim() == widest else part.unsqueeze(-1) for part in parts)
+    return torch.stack(torch.broadcast_tensors(*(part.square() for part in wide))).sum(0).sqrt()
 
 
 def _reduce(site, pair: Pair, *, particles: bool, latent: bool) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,11 @@ _UNFIT = {"LBFGS", "SparseAdam", "Optimizer"}
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """A torch optimizer by name, in any case. Raises `RequestError` naming the choices."""
+    if not isinstance(name, str):
+        raise RequestError(
+            f"optimizer: got {type(name).__name__}; expected the name of a torch optimizer, e.g. "
+            "'adam', with learning_rate and optimizer_options beside it"
+        )
     choices = {
         key.lower(): cls
         for key, cls in vars(torch.optim).items()

@@ -1,10 +1,10 @@
-"""What every test runs under: two threads, a fixed seed, and a check that it leaves no traces."""
+"""What every test runs under: one thread, a fixed seed, and a check that it leaves no traces."""
 
 import pyro
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def global_state():

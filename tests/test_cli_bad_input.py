@@ -295,6 +295,6 @@ def test_compare_refuses_other_data_and_the_same_run_twice(run, trained, capsys)
     refused(["compare", run, run], capsys, "given twice")
     split = ["--split", "validation", "--samples", "5", "--quiet"]
     assert main(["evaluate", str(run), *split]) == 0
-    lines = refused(["compare", trained / "vamp", run], capsys, "data_fingerprint")
+    lines = refused(["compare", trained / "vamp", run], capsys, "evaluated with split validation")
     assert str(run) in lines[0]
     assert str(trained / "vamp") in lines[0]

@@ -151,3 +151,17 @@ def test_differences_name_dotted_fields():
         "model.prior.components",
         "model.prior.init",
     }
+
+
+def test_another_component_does_not_keep_the_fields_of_the_former():
+    """Else grey data of one's own would silently be binarized as the preset's are."""
+    spec = load_experiment("mnist", ["data.path=own.npz", "data.name=arrays"])
+    assert spec.data == pv.Data.resolve({"name": "arrays", "path": "own.npz"})
+    spec = load_experiment("vamp_mnist", ["model.prior.name=gaussian_mixture"])
+    assert spec.model.prior.components == 10
+    kept = load_experiment("mnist", ["data.name=mnist", "data.test_size=5"])
+    assert (kept.data.binarize, kept.data.test_size) == ("dynamic", 5)
+
+
+def test_the_preset_digits_is_the_data_set_digits():
+    assert load_experiment("digits").data == pv.Data.resolve("digits")

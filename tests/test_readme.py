@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pyro_vae.app.cli import main
@@ -66,13 +67,20 @@ def test_own_component_is_short():
     assert len([line for line in text.splitlines() if line.strip()]) < 20
 
 
-def test_python_program_runs(capsys):
-    text = next(text for kind, text in BLOCKS if kind == "python" and "inference.fit(" in text)
-    short = text.replace("epochs=50", "epochs=1, progress=False")
-    short = short.replace("num_samples=1000", "num_samples=20")
-    assert short.count("epochs=1,") == 1
-    exec(compile(short, "README.md", "exec"), {})
-    assert "log p(x) = -" in capsys.readouterr().out
+PROGRAMS = [text for kind, text in BLOCKS if kind == "python" and "inference.fit(" in text]
+
+
+@pytest.mark.parametrize("text", PROGRAMS, ids=["VAE", "pair"])
+def test_python_programs_run(text, capsys, own_store):
+    short, count = re.subn(r"epochs=\d+", "epochs=1, progress=False", text)
+    assert count == 1
+    exec(compile(short.replace("num_samples=1000", "num_samples=20"), "README.md", "exec"), {})
+    assert re.search(r"log p\(x\) = -?\d", capsys.readouterr().out)
+
+
+def test_own_data_train(folder):
+    np.savez("own.npz", x=np.random.default_rng(0).uniform(size=(600, 8, 8)).astype("float32"))
+    assert main(["train", "own.yaml", "--quiet", "train.epochs=1"]) == 0
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -11,7 +11,7 @@ from torch import Tensor
 from inference.evidence.smoothing import MIN_TAIL, tail_length
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Estimate:
     """log p(x_n) for n = 1..N, in nats, with what is known about each value's error.
 
@@ -126,6 +126,9 @@ class Estimate:
             "seed": self.seed,
             "seconds": self.seconds,
         }
+
+    def __repr__(self) -> str:
+        return f"Estimate({self})"
 
     def __str__(self) -> str:
         """One honest paragraph."""

@@ -48,12 +48,14 @@ def train_command(args: Namespace) -> None:
     say(
         f"{run.path}: {summary['message']}. ELBO {elbo} nats per datum on "
         f"{summary['bound_split']} data, a lower bound on log p(x). Pictures: {run.pictures}. "
-        f"Next: pyro-vae evaluate {run.path}"
+        f"Next: pyro-vae evaluate {run.path}{_imports(args)}"
     )
 
 
 def evaluate_command(args: Namespace) -> None:
     run = Run.open(args.run)
+    if (run.path / "evaluation.json").exists():
+        say(f"{run.path}: replaces the evaluation that is there")
     estimate, summary = evaluate.evaluate(
         run,
         estimator=args.estimator,
@@ -112,6 +114,10 @@ def list_command(args: Namespace) -> None:
 
 def schema_command(args: Namespace) -> None:
     print(json.dumps(ExperimentSpec.model_json_schema(), indent=2))
+
+
+def _imports(args: Namespace) -> str:
+    return "".join(f" --import {module}" for module in args.modules or ())
 
 
 def _target(run: Run, args: Namespace, name: str) -> Path:

@@ -265,14 +265,28 @@ def _refuse_other_data(runs: Sequence[Run], summaries: Sequence[dict[str, Any]])
         for key in SAME:
             mine, first = summary.get(key), summaries[0].get(key)
             if mine != first:
+                told = _what_differs(run, runs[0], summary, summaries[0])
                 text = (
-                    f"{run.path} was evaluated with {key} {mine}, but {runs[0].path} with {first}; "
-                    "only log p(x) of the same data can be compared"
+                    f"{run.path} was evaluated with {told or f'{key} {mine}'}, but {runs[0].path} "
+                    f"was not{'' if told else f': {first}'}; only log p(x) of the same data can be "
+                    "compared"
                 )
                 problems.append(Problem((), text))
                 break
     if problems:
         raise RunError(problems)
+
+
+def _what_differs(run: Run, other: Run, mine: Mapping, theirs: Mapping) -> str:
+    """The settings that gave two runs other data to be scored on, in words; empty if unknown."""
+    parts = [
+        f"{key} {mine.get(key)}"
+        for key in ("split", "num_data")
+        if mine.get(key) != theirs.get(key)
+    ]
+    changed = differences(other.spec, run.spec)
+    parts += [f"{key}={new}" for key, (_, new) in changed.items() if key.startswith("data.")]
+    return ", ".join(parts)
 
 
 def report(models: Sequence[Model]) -> None:

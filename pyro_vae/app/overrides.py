@@ -44,6 +44,8 @@ def apply_overrides(
     name when a field of it is set.
     """
     settings, problems = parse_overrides(overrides)
+    settings = [_whole_component(spec_class, data, *item) for item in settings]
+    settings.sort(key=lambda item: len(item[0]))
     whole = dict(data)
     for path, value in settings:
         place = whole
@@ -63,6 +65,19 @@ def apply_overrides(
         else:
             place[path[-1]] = value
     return whole, problems
+
+
+def _whole_component(
+    spec_class: type[BaseModel], data: Mapping[str, Any], path: list[str], value: Any
+) -> tuple[list[str], Any]:
+    """`data.name=arrays` as `data=arrays`: another component does not keep this one's fields."""
+    if path[-1] != "name" or len(path) < 2 or _registry_at(spec_class, path[:-1]) is None:
+        return path, value
+    held: Any = data
+    for key in path[:-1]:
+        held = held.get(key) if isinstance(held, Mapping) else None
+    same = isinstance(held, Mapping) and held.get("name") == value
+    return (path, value) if same else (path[:-1], value)
 
 
 def _field_at(spec_class: type[BaseModel], path: list[str]):

@@ -157,6 +157,8 @@ def _failures(run: Run) -> Iterator[None]:
             "stop there again, so change train.learning_rate or train.clip_norm in a fresh run; to "
             f"see the last steps again: {run.resume_command}"
         ) from None
+    except inference.InferenceError:
+        raise
     except KeyboardInterrupt:
         raise RunFailed(f"interrupted. {_saved(run)}. Go on with: {run.resume_command}") from None
     except (OSError, MemoryError, torch.OutOfMemoryError) as error:
@@ -164,6 +166,11 @@ def _failures(run: Run) -> Iterator[None]:
             f"training stopped: {type(error).__name__}: {error}. {_saved(run)}. Go on with: "
             f"{run.resume_command}"
         ) from None
+    except Exception:
+        # E.g. a component of one's own: its first try must not block the folder for the next.
+        if not run.has_checkpoint:
+            run.discard()
+        raise
 
 
 def _append(run: Run, row: Mapping[str, Any]) -> None:
