@@ -7,7 +7,7 @@ from pyro.distributions import MultivariateNormal, Normal
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from inference.pair import is_point
+from inference.supports import is_point
 
 
 def analytic_kl(q, p) -> Tensor | None:

@@ -26,11 +26,9 @@ from inference.pair import (
     as_arguments,
     examine,
     frame_of,
-    is_mixture,
-    is_point,
-    plain_support,
     sample_sites,
 )
+from inference.supports import is_mixture, is_point, plain_support
 
 PARTICLES = "_num_particles_vectorized"
 

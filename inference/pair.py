@@ -9,19 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.constraints import integer
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to
 
 from inference.errors import NonFiniteError, PairError, RequestError
 from inference.isolation import own_randomness, own_store, validation
+from inference.supports import check_support, is_point, narrow_sites
 
 Data = Tensor | tuple[Tensor, ...]
 
@@ -250,7 +249,7 @@ def look_at(
         refusals=(
             *_partial_plates(every, plate),
             *_point_sites(in_model, in_guide),
-            *_narrow_sites(in_model, in_guide),
+            *narrow_sites(in_model, in_guide),
         ),
     )
 
@@ -321,84 +320,6 @@ def _full_shape(site) -> tuple[int, ...]:
     return sum(_shape(site), ())
 
 
-def _narrow_sites(in_model, in_guide) -> list[str]:
-    """Sites whose guide cannot reach all of the model's support."""
-    found = []
-    for name, q in in_guide.items():
-        if name not in in_model or q["is_observed"] or is_point(q["fn"]):
-            continue
-        if _is_narrower(q["fn"], in_model[name]["fn"]):
-            p_support = plain_support(in_model[name]["fn"])
-            found.append(
-                f"site '{name}': the guide draws from {_drawn_from(q['fn'])} only, the model's "
-                f"support is {_in_a_line(p_support)}; weights miss the rest, so widen the guide"
-            )
-    return found
-
-
-def _is_narrower(q, p) -> bool:
-    if plain_support(q).is_discrete and not plain_support(p).is_discrete:
-        return True
-    inner, outer = _bounds(q), _bounds(p)
-    if inner is None or outer is None:
-        return False
-    width = outer[1] - outer[0]
-    slack = 1e-6 * torch.where(width.isfinite(), width, 0.0)  # a sigmoid's ends are rounded
-    return bool(((inner[0] > outer[0] + slack) | (inner[1] < outer[1] - slack)).any())
-
-
-def _bounds(fn) -> tuple[Tensor, Tensor] | None:
-    """The least and the largest value of each number that is drawn, or None if not known."""
-    fn, support = _plain_fn(fn), plain_support(fn)
-    if _is_transformed(fn) and support is constraints.real:
-        return _image(fn)
-    if support in (constraints.real, constraints.boolean) or isinstance(support, type(integer)):
-        ends = (0.0, 1.0) if support is constraints.boolean else (-math.inf, math.inf)
-    elif hasattr(support, "lower_bound") or hasattr(support, "upper_bound"):
-        ends = (
-            getattr(support, "lower_bound", -math.inf),
-            getattr(support, "upper_bound", math.inf),
-        )
-    else:
-        return None
-    low, high = (torch.as_tensor(end, dtype=torch.float64).cpu() for end in ends)
-    if is_mixture(fn) and low.dim() + high.dim() > 0:  # bounds of each component
-        return None
-    return low, high
-
-
-def _image(fn) -> tuple[Tensor, Tensor] | None:
-    """Where a chain of monotone transforms takes the base's bounds."""
-    ends = _bounds(fn.base_dist)
-    try:
-        for transform in fn.transforms:
-            if ends is None or transform.domain.event_dim or not transform.bijective:
-                return None
-            like = fn.base_dist.sample()
-            mapped = [transform(end.to(like)).double().cpu() for end in ends]
-            ends = torch.minimum(*mapped), torch.maximum(*mapped)
-    except Exception:  # a foreign transform may take draws only: they judge
-        return None
-    return ends
-
-
-def _is_transformed(fn) -> bool:
-    return isinstance(_plain_fn(fn), torch.distributions.TransformedDistribution)
-
-
-def _drawn_from(fn) -> str:
-    """A site's support in words; of transforms that declare the real line, what they reach."""
-    support = plain_support(fn)
-    ends = _bounds(fn) if _is_transformed(fn) and support is constraints.real else None
-    if ends is None:
-        return _in_a_line(support)
-    return f"Interval(lower_bound={float(ends[0].min())}, upper_bound={float(ends[1].max())})"
-
-
-def _in_a_line(support) -> str:
-    return " ".join(str(support).split())[:200]
-
-
 def _user_scaled(site) -> bool:
     expected = 1.0
     for frame in site["cond_indep_stack"]:
@@ -426,7 +347,7 @@ def _check_sites(model_trace, guide_trace, plate: str | None) -> None:
         if name not in latents:
             raise PairError(f"site '{name}' is sampled by the guide but observed by the model")
         _check_shapes(name, site, latents[name], plate)
-        _check_support(name, site, latents[name])
+        check_support(name, site, latents[name])
     for name, site in latents.items():
         if name not in in_guide and site["infer"].get("enumerate"):
             raise PairError(
@@ -465,48 +386,3 @@ def _check_shapes(name: str, q, p, plate: str | None) -> None:
 
 def _shape(site) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(site["fn"].batch_shape), tuple(site["fn"].event_shape)
-
-
-def _check_support(name: str, q, p) -> None:
-    if is_point(q["fn"]):
-        inside = p["fn"].support.check(q["value"])
-    else:
-        q_support, p_support = plain_support(q["fn"]), plain_support(p["fn"])
-        whole_line = constraints.real
-        # The last of several transforms may declare the real line and reach a part: draws judge.
-        declared = not _is_transformed(q["fn"])
-        if declared and q_support is whole_line and p_support is not whole_line:
-            raise PairError(
-                f"site '{name}': the guide draws from {q_support}, the model's support is "
-                f"{_in_a_line(p_support)}; transform the guide, e.g. with TransformedDistribution"
-            )
-        inside = p["fn"].support.check(q["value"])
-    if not bool(inside.all()):
-        raise PairError(
-            f"site '{name}': the guide drew a value outside the model's support "
-            f"{_in_a_line(plain_support(p['fn']))} (guide support: {_drawn_from(q['fn'])})"
-        )
-
-
-def is_point(fn) -> bool:
-    return isinstance(_plain_fn(fn), dist.Delta)
-
-
-def is_mixture(fn) -> bool:
-    return isinstance(_plain_fn(fn), torch.distributions.MixtureSameFamily)
-
-
-def _plain_fn(fn):
-    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def plain_support(fn):
-    """The support of one number of an event, or of what cannot be taken apart."""
-    support = fn.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if support in (constraints.real_vector, constraints.real):
-        return constraints.real
-    return support
