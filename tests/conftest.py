@@ -4,7 +4,7 @@ import pyro
 import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)  # two wait for each other when anything else runs
 
 
 def global_state():

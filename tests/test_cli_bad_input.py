@@ -11,17 +11,8 @@ from cli_runs import SMALL, files_of, refused, trained_runs
 from pyro_vae.app.cli import main
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Two threads wait for each other when anything else runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def trained(one_thread):
+def trained():
     return trained_runs()
 
 
