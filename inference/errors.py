@@ -21,3 +21,7 @@ class CheckpointError(RequestError):
 
 class NonFiniteError(InferenceError, ArithmeticError):
     """A loss, gradient or weight became NaN or infinite; the message names the first culprit."""
+
+
+class Untraceable(InferenceError):
+    """The pair cannot be recorded as a function of tensors; the message names why."""

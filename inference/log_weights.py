@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -137,8 +137,9 @@ class Scorer:
     ) -> LogWeights:
         """Score K draws of each datum; with `check`, see that data lie in their supports."""
         with validation(False):
-            run = self._fold if self.folded else self._vectorize
-            return run(arguments, num_particles, subset, check=check)
+            if self.folded:
+                return _folded(self.pair, arguments, num_particles, check=check)
+            return record_of(self.pair, arguments, num_particles, subset, check=check)
 
     def _plate_is_exact(self, arguments: tuple[Tensor, ...]) -> bool:
         """Does the particle plate give what one particle at a time gives?"""
@@ -148,7 +149,7 @@ class Scorer:
             subset = torch.arange(pair.subsample_size, device=arguments[0].device)
         failure = None
         try:
-            together = self._vectorize(arguments, 3, subset)
+            together = record_of(pair, arguments, 3, subset)
         except Exception as error:  # whatever a foreign network raises on unknown dimensions
             failure = error
         if failure is None:
@@ -185,51 +186,90 @@ class Scorer:
                         return False
         return True
 
-    def _vectorize(
-        self, arguments, num_particles: int, subset: Tensor | None, *, check: bool = False
-    ) -> LogWeights:
-        pair = self.pair
-        if pair.subsampling == "prescaled":
-            subset = _every_row(pair, arguments)
 
-        def in_plate(fn):
-            fn = _with_subset(fn, pair, subset)
+def record_of(
+    pair: Pair,
+    arguments: tuple[Tensor, ...],
+    num_particles: int,
+    subset: Tensor | None = None,
+    *,
+    vectorize: bool = True,
+    check: bool = False,
+) -> LogWeights:
+    """K draws of each datum with particles in a plate of their own, or one at a time."""
+    if pair.subsampling == "prescaled":
+        subset = _every_row(pair, arguments)
+    if vectorize:
+        return _run(pair, arguments, subset, num_particles, check=check)
+    return _stacked([_run(pair, arguments, subset, check=check) for _ in range(num_particles)])
 
-            def run(*args):
-                with pyro.plate(PARTICLES, num_particles, dim=-pair.max_plate_nesting - 1):
-                    return fn(*args)
 
-            return run
+def _run(
+    pair: Pair,
+    arguments: tuple[Tensor, ...],
+    subset: Tensor | None,
+    num_particles: int | None = None,
+    *,
+    check: bool = False,
+) -> LogWeights:
+    """One run of guide and model, in a particle plate unless `num_particles` is None."""
 
-        guide_trace = poutine.trace(in_plate(pair.guide)).get_trace(*arguments)
-        replayed = poutine.replay(in_plate(pair.model), trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*arguments)
-        if check:
-            _check_observed(model_trace)
+    def prepared(fn):
+        fn = _with_subset(fn, pair, subset)
+        if num_particles is None:
+            return fn
 
-        def reduce(site, latent):
-            return _reduce(site, pair, particles=True, latent=latent)
+        def run(*args):
+            with pyro.plate(PARTICLES, num_particles, dim=-pair.max_plate_nesting - 1):
+                return fn(*args)
 
-        return _record(model_trace, guide_trace, reduce)
+        return run
 
-    def _fold(
-        self, arguments, num_particles: int, subset: Tensor | None, *, check: bool = False
-    ) -> LogWeights:
-        pair = self.pair
-        repeated = tuple(a.repeat_interleave(num_particles, 0) for a in arguments)
-        if pair.subsampling == "prescaled":
-            subset = _every_row(pair, repeated)
-        guide_trace = poutine.trace(_with_subset(pair.guide, pair, subset)).get_trace(*repeated)
-        replayed = poutine.replay(_with_subset(pair.model, pair, subset), trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*repeated)
-        if check:
-            _check_observed(model_trace)
+    guide_trace = poutine.trace(prepared(pair.guide)).get_trace(*arguments)
+    replayed = poutine.replay(prepared(pair.model), trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(*arguments)
+    if check:
+        _check_observed(model_trace)
 
-        def unfold(site, latent):
-            both = _reduce(site, pair, particles=False, latent=latent)
-            return tuple(part.reshape(-1, num_particles).T for part in both)
+    def reduce(site, latent):
+        return _reduce(site, pair, particles=num_particles is not None, latent=latent)
 
-        return _record(model_trace, guide_trace, unfold)
+    return _record(model_trace, guide_trace, reduce)
+
+
+def _stacked(records: list[LogWeights]) -> LogWeights:
+    """Records of one draw each, without a particle dimension, as one."""
+
+    def stack(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+
+    return replace(
+        records[-1],
+        latents=stack([r.latents for r in records]),
+        auxiliary=stack([r.auxiliary for r in records]),
+        log_p=stack([r.log_p for r in records]),
+        log_q=stack([r.log_q for r in records]),
+        ulp=torch.stack([r.ulp for r in records]),
+    )
+
+
+def _folded(
+    pair: Pair, arguments: tuple[Tensor, ...], num_particles: int, *, check: bool = False
+) -> LogWeights:
+    """Each datum repeated K times: for networks that take one batch dimension only."""
+    repeated = tuple(a.repeat_interleave(num_particles, 0) for a in arguments)
+    subset = _every_row(pair, repeated) if pair.subsampling == "prescaled" else None
+    record = _run(pair, repeated, subset, check=check)
+
+    def unfold(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: score.reshape(-1, num_particles).T for name, score in scores.items()}
+
+    return replace(
+        record,
+        log_p=unfold(record.log_p),
+        log_q=unfold(record.log_q),
+        ulp=record.ulp.reshape(-1, num_particles).T,
+    )
 
 
 def _with_subset(fn, pair: Pair, subset: Tensor | None):
@@ -303,7 +343,7 @@ def _reduce(site, pair: Pair, *, particles: bool, latent: bool) -> tuple[Tensor,
     log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     if latent:
         log_prob = _inside(site, log_prob)
-    log_prob = scale_and_mask(log_prob, 1.0, site["mask"])
+    log_prob = scale_and_mask(log_prob, _own_scale(site, pair), site["mask"])
     kept = []
     if particles:
         kept.append(-pair.max_plate_nesting - 1)
@@ -322,15 +362,27 @@ def _reduce(site, pair: Pair, *, particles: bool, latent: bool) -> tuple[Tensor,
     return total, epsilon * total.detach().abs().nan_to_num(0, 0, 0)
 
 
+def _own_scale(site, pair: Pair) -> float | Tensor:
+    """A site's scale but for what its data plate's subsampling puts there; 1 in evidence."""
+    frame = frame_of(site, pair.plate)
+    if frame is None or not frame.full_size:
+        return site["scale"]
+    return site["scale"] / (frame.full_size / frame.size)
+
+
 def _inside(site, log_prob: Tensor) -> Tensor:
     """-inf where a draw lies outside the model's support: its density there is 0, not NaN."""
     support = plain_support(site["fn"])
-    if support is constraints.real or bool(site["value"].isnan().any()):
+    if support is constraints.real:
         return log_prob
     try:
         outside = ~site["fn"].support.check(site["value"])
     except NotImplementedError:  # a support that is not known cannot be checked
         return log_prob
+    unknown = site["value"].isnan()
+    outside = outside & ~(
+        unknown.flatten(outside.dim()).any(-1) if unknown.dim() > outside.dim() else unknown
+    )
     if support.event_dim > 0 or is_mixture(site["fn"]):
         # Draws lie in a simplex up to rounding only; torch asks for all of a mixture's components.
         outside = outside & log_prob.isnan()

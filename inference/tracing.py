@@ -1,0 +1,419 @@
+"""Effect handlers run once: a Pyro pair as a pure function of tensors.
+
+Pyro's handlers are Python and cost milliseconds a step, while the tensor program beneath them stays
+the same from step to step. Here it is recorded once, below autograd, with parameters, batch and
+beta as inputs; gradients are part of the record, so that custom ones are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from inference.errors import RequestError, Untraceable
+from inference.isolation import (
+    derived_seed,
+    modes,
+    modules_of,
+    own_randomness,
+    own_store,
+    validation,
+)
+from inference.log_weights import LogWeights, Scorer, record_of
+from inference.objectives.elbo import ELBO, OBJECTIVES
+from inference.pair import Pair, as_arguments, examine
+from inference.requests import member
+
+# Traced and eager run the same operations; this only forgives a library that sums in another order.
+TOLERANCE = 1e-5
+
+
+def trace(
+    model: Callable,
+    guide: Callable,
+    *arguments: Tensor,
+    objective: ELBO | str = ELBO(),  # noqa: B008  (a frozen value)
+    num_data: int | None = None,
+    plate: str | None = "data",
+) -> Traced:
+    """A pair's loss as a pure tensor function, recorded through Pyro's handlers once.
+
+        loss(parameters, batch, beta) = -objective, in nats per datum
+
+    For a training loop of one's own: the function costs what its tensor operations cost, draws
+    fresh noise at each call from torch's generator, and can be compiled (`traced.graph`).
+
+    Args:
+        model, guide: any Pyro pair whose latents can be reparametrized or enumerated.
+        arguments: an example batch; other batches must have its shapes.
+        objective: an `ELBO`, or its name; its warm-up is the caller's (`beta`).
+        num_data: size of the data set, which latents outside the plate are divided by; by default
+            that of the batch.
+        plate: name of the data plate, or None.
+    Returns: a `Traced`; its parameters are the live ones.
+    Raises: `Untraceable`, naming the site or the operation; `PairError`; `RequestError`.
+    """
+    arguments = as_arguments(arguments, "arguments")
+    objective = member("objective", objective, ELBO, OBJECTIVES)
+    with own_store(share=True), own_randomness():
+        with modes(modules_of(model, guide), training=False):  # a look leaves no statistics
+            pair = examine(model, guide, arguments, plate)
+            vectorize = objective.num_particles > 1 and not Scorer(pair, arguments).folded
+        return trace_loss(
+            pair, objective, arguments, num_data or len(arguments[0]), vectorize=vectorize
+        )
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The loss of a pair: a pure function of parameters, batch and beta.
+
+    `graph(*parameters, *batch, beta)` returns `(loss, site_values, *gradients)`: the loss a float64
+    scalar, and one float64 number a site, its log-density summed over the batch, NaN where its
+    draws are not finite. `parameters` maps names to the live, unconstrained tensors.
+    """
+
+    graph: fx.GraphModule
+    parameters: dict[str, Tensor]
+    sites: tuple[str, ...]
+    shapes: tuple[tuple[torch.Size, torch.dtype], ...]
+
+    def __call__(
+        self, parameters: Mapping[str, Tensor], *batch: Tensor, beta: float | Tensor = 1.0
+    ) -> Tensor:
+        """The loss, differentiable in `parameters` (all of `self.parameters`, by name)."""
+        values = [parameters[name] for name in self.parameters]
+        return _Loss.apply(self, self._checked(batch), self._beta(beta), *values)
+
+    def loss_and_grads(
+        self, parameters: Mapping[str, Tensor], *batch: Tensor, beta: float | Tensor = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its gradients by parameter name."""
+        values = [parameters[name] for name in self.parameters]
+        with torch.no_grad():
+            loss, _, *gradients = self.graph(*values, *self._checked(batch), self._beta(beta))
+        return loss, dict(zip(self.parameters, gradients, strict=True))
+
+    def _beta(self, beta: float | Tensor) -> Tensor:
+        return torch.as_tensor(beta, dtype=torch.float64)
+
+    def _checked(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        found = tuple((b.shape, b.dtype) for b in batch)
+        if found != self.shapes:
+            raise RequestError(
+                f"batch: got {_shapes(found)}, but the function was traced for "
+                f"{_shapes(self.shapes)}; trace it once more for another shape"
+            )
+        return batch
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, traced, batch, beta, *parameters):
+        loss, _, *gradients = traced.graph(*parameters, *batch, beta)
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx, outer):  # type: ignore[override]
+        return None, None, None, *((outer * g).to(g.dtype) for g in ctx.saved_tensors)
+
+
+def trace_loss(
+    pair: Pair,
+    objective: ELBO,
+    arguments: tuple[Tensor, ...],
+    num_data: int,
+    *,
+    vectorize: bool,
+) -> Traced:
+    """The traced loss of a pair that was looked at, over the parameters in the current store.
+
+    The trace is held against the eager evaluation with other rows, other parameters and other
+    noise; what differs is refused.
+    Raises: `Untraceable`.
+    """
+    sites: list[str] = []
+    arguments = tuple(a.contiguous() for a in arguments)
+
+    def evaluate(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        *batch, beta = inputs
+        return evaluate_loss(
+            pair, objective, tuple(batch), beta, num_data, vectorize=vectorize, sites=sites
+        )
+
+    beta = torch.tensor(1.0, dtype=torch.float64, device=arguments[0].device)
+    with own_randomness(0), validation(False), torch.enable_grad():
+        loss, _ = evaluate(*arguments, beta)
+        live = {name: p for name, p in pyro.get_param_store()._params.items() if p.requires_grad}
+        if not live:
+            raise Untraceable("the pair has no parameter that requires a gradient")
+        found = torch.autograd.grad(loss, list(live.values()), allow_unused=True)
+        parameters = {
+            name: p for (name, p), g in zip(live.items(), found, strict=True) if g is not None
+        }
+
+        def whole(*inputs: Tensor) -> tuple[Tensor, ...]:
+            loss, values = evaluate(*inputs)
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            return loss.detach(), values, *gradients
+
+        graph = capture(whole, (*arguments, beta), list(parameters.values()))
+        _hold_against_eager(whole, graph, parameters, (*arguments, beta))
+    return Traced(graph, parameters, tuple(sites), tuple((a.shape, a.dtype) for a in arguments))
+
+
+def evaluate_loss(
+    pair: Pair,
+    objective: ELBO,
+    batch: tuple[Tensor, ...],
+    beta: Tensor,
+    num_data: int,
+    *,
+    vectorize: bool,
+    sites: list[str] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """-objective of a batch, and one number a site that is finite if draws and density are."""
+    record = record_of(pair, batch, objective.num_particles, vectorize=vectorize)
+    _check_gradients(record)
+    values = _site_values(record)
+    if sites is not None:
+        sites[:] = values
+    loss = objective.loss(record, beta, num_data)
+    return loss, torch.stack([v.detach().double() for v in values.values()])
+
+
+def _check_gradients(record: LogWeights) -> None:
+    """Refuse latents whose gradient is not that of a path through their draws."""
+    for name, fn in record.guide_fn.items():
+        latent = name in record.latents or name in record.auxiliary
+        if latent and not getattr(fn, "has_rsample", False):
+            raise Untraceable(
+                f"site '{name}' draws from {_family(fn)}, which has no reparametrized sample: its "
+                "gradient is a score function"
+            )
+
+
+def _family(fn: Any) -> str:
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
+def _site_values(record: LogWeights) -> dict[str, Tensor]:
+    """One number a site, `PART SITE`: its summed log-density; NaN where its draws are not finite.
+
+    Draws come first, then densities, in the order of the programs: the first that is not finite is
+    the culprit.
+    """
+    values: dict[str, Tensor] = {}
+    for name, draw in {**record.auxiliary, **record.latents}.items():
+        if draw.is_floating_point():
+            # 0 for finite draws, NaN otherwise.
+            values[f"draw {name}"] = (draw * 0).sum()
+    for part, scores in (("guide", record.log_q), ("model", record.log_p)):
+        for name, score in scores.items():
+            values[f"{part} {name}"] = score.sum()
+    return values
+
+
+# Recording -------------------------------------------------------------------------------------
+
+
+def capture(
+    function: Callable, inputs: Sequence[Tensor], parameters: Sequence[Tensor] = ()
+) -> fx.GraphModule:
+    """`function(*inputs)` as a graph of `(*parameters, *inputs)`.
+
+    `parameters` are tensors the function closes over; what else it closes over stays in the graph
+    as it is, by reference. Random states are left to the caller; buffers end as they were.
+    Raises: `Untraceable`.
+    """
+    buffers = _Closed()
+    # make_fx tells inputs apart by identity: each is a clone.
+    clones = [i.clone() for i in inputs]
+
+    def watched(*args: Tensor):
+        with _NoValues(buffers):
+            return function(*args)
+
+    try:
+        graph = make_fx(watched)(*clones)
+    except Untraceable:
+        raise
+    except Exception as error:
+        raise Untraceable(_first_line(error)) from error
+    finally:
+        buffers.restore()
+    if buffers.changed:
+        raise Untraceable(
+            f"{buffers.changed} changes a tensor of shape {buffers.changed_shape} in place "
+            "(running statistics, a counter)"
+        )
+    return _lifted(graph, parameters)
+
+
+# Operations whose result, or its shape, is known only by looking at values.
+_BY_VALUE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+
+
+class _Closed:
+    """Tensors from outside that were changed in place while recording, to be put back."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.changed = ""
+        self.changed_shape: tuple[int, ...] = ()
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for tensor, value in self.kept.values():
+                tensor.copy_(value)
+
+
+class _NoValues(TorchDispatchMode):
+    """Refuses operations that hand tensor values to Python, and notes changed buffers."""
+
+    def __init__(self, closed: _Closed):
+        super().__init__()
+        self.closed = closed
+        self.made: set[int] = set()
+        self.alive: list[Tensor] = []  # ids are unique among living tensors only
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(tag in func.tags for tag in _BY_VALUE) and not _by_position(func, args):
+            raise Untraceable(
+                f"{_name(func)} hands values of tensors to Python (`.item()`, `if tensor:`, a "
+                f"boolean index){_where()}"
+            )
+        if func._schema.is_mutable:
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                info = argument.alias_info
+                if info is not None and info.is_write and isinstance(value, Tensor):
+                    self._changes(value)
+        result = func(*args, **(kwargs or {}))
+        for item in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(item, Tensor):
+                self.made.add(_storage(item))
+                self.alive.append(item)
+        return result
+
+    def _changes(self, tensor: Tensor) -> None:
+        if _storage(tensor) in self.made:
+            return
+        key = id(tensor)
+        if key not in self.closed.kept:
+            self.closed.kept[key] = (tensor, tensor.detach().clone())
+            self.alive.append(tensor)
+        if not self.closed.changed:
+            self.closed.changed = f"the code{_where()}" if _where() else "the pair"
+            self.closed.changed_shape = tuple(tensor.shape)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _by_position(func, args) -> bool:
+    """Indexing by positions has a shape known beforehand; by a mask it has not."""
+    if func not in (torch.ops.aten.index.Tensor,):
+        return False
+    return all(i is None or i.dtype not in (torch.bool, torch.uint8) for i in args[1])
+
+
+def _name(func) -> str:
+    return f"'{func._schema.name.partition('::')[2]}'"
+
+
+# Frames of these files are not the user's.
+_INTERNAL = ("/torch/", "/pyro/", "/inference/", "/contextlib.py")
+
+
+def _where() -> str:
+    """' at line 12 of model.py', the innermost line that is neither torch's, Pyro's nor ours."""
+    for frame in reversed(traceback.extract_stack()):
+        path = frame.filename.replace("\\", "/")
+        if not any(part in path for part in _INTERNAL) and not path.startswith("<"):
+            return f", at line {frame.lineno} of {path.rpartition('/')[2]}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _lifted(graph_module: fx.GraphModule, parameters: Sequence[Tensor]) -> fx.GraphModule:
+    """The graph with `parameters` as first inputs; other constants merged into one node each."""
+    graph = graph_module.graph
+    first = next(iter(graph.nodes))
+    places: dict[int, fx.Node] = {}
+    with graph.inserting_before(first):
+        for i, parameter in enumerate(parameters):
+            places[id(parameter)] = graph.placeholder(f"parameter_{i}")
+    seen: dict[int, fx.Node] = {}
+    body = next(node for node in graph.nodes if node.op != "placeholder")
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        tensor = getattr(graph_module, node.target)
+        place = places.get(id(tensor)) or seen.get(id(tensor))
+        if place is None:
+            with graph.inserting_before(body):
+                place = seen[id(tensor)] = graph.get_attr(node.target)
+        node.replace_all_uses_with(place)
+        graph.erase_node(node)
+    graph_module.recompile()
+    return graph_module
+
+
+def _hold_against_eager(
+    whole: Callable,
+    graph: fx.GraphModule,
+    parameters: Mapping[str, Tensor],
+    inputs: tuple[Tensor, ...],
+) -> None:
+    """Compare with the handlers' own evaluation where everything that may change has changed."""
+    *batch, beta = inputs
+    other = [*(b.flip(0) for b in batch), 0.5 * beta]
+    with _moved(list(parameters.values())):
+        with own_randomness(derived_seed("trace")):
+            expected = whole(*other)
+        with own_randomness(derived_seed("trace")), torch.no_grad():
+            found = graph(*parameters.values(), *other)
+    loss, _, *gradients = expected
+    names = ["loss", *(f"gradient of '{name}'" for name in parameters)]
+    for name, a, b in zip(names, (loss, *gradients), (found[0], *found[2:]), strict=True):
+        size = TOLERANCE * (1 + float(a.abs().nan_to_num(0, 0, 0).max()) if a.numel() else 1)
+        if not torch.allclose(a, b, rtol=TOLERANCE, atol=size, equal_nan=True):
+            raise Untraceable(
+                f"on other data and noise its traced {name} is not the eager one: something beside "
+                "tensors changes from call to call (numpy, a counter, a number read from the data)"
+            )
+
+
+@contextlib.contextmanager
+def _moved(parameters: list[Tensor]) -> Iterator[None]:
+    """Parameters a little off, then exactly as they were."""
+    kept = [p.detach().clone() for p in parameters]
+    try:
+        with torch.no_grad():
+            for p in parameters:
+                p.mul_(1.001)
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(parameters, kept, strict=True):
+                p.copy_(value)
+
+
+def _shapes(found: Sequence[tuple[torch.Size, torch.dtype]]) -> str:
+    return ", ".join(f"{str(dtype).removeprefix('torch.')} {list(s)}" for s, dtype in found)
