@@ -2,12 +2,16 @@
 
 from inference.checkpoint import read_history
 from inference.diagnostics.latent_usage import ActiveUnits, active_units
+from inference.engines.choice import ENGINES
 from inference.errors import (
     CheckpointError,
+    CompilationError,
+    EngineWarning,
     InferenceError,
     NonFiniteError,
     PairError,
     RequestError,
+    Untraceable,
 )
 from inference.evidence.bound import Bound, bound
 from inference.evidence.estimate import Estimate
@@ -19,20 +23,24 @@ from inference.log_weights import LogWeights, log_weights
 from inference.objectives.elbo import ELBO, OBJECTIVES
 from inference.optimizer import SingleOptimizer
 from inference.schedules import SCHEDULES, Constant, Cosine, Exponential, Step
+from inference.tracing import Traced, trace
 
 # The named values of this family, as SCHEDULES and OBJECTIVES are of theirs.
 ESTIMATORS = {"importance": Importance}
 
 __all__ = [
     "ELBO",
+    "ENGINES",
     "ESTIMATORS",
     "OBJECTIVES",
     "SCHEDULES",
     "ActiveUnits",
     "Bound",
     "CheckpointError",
+    "CompilationError",
     "Constant",
     "Cosine",
+    "EngineWarning",
     "Estimate",
     "Exponential",
     "FitResult",
@@ -44,6 +52,8 @@ __all__ = [
     "RequestError",
     "SingleOptimizer",
     "Step",
+    "Traced",
+    "Untraceable",
     "active_units",
     "analytic_kl",
     "bound",
@@ -52,4 +62,5 @@ __all__ = [
     "log_weights",
     "pareto_khat",
     "read_history",
+    "trace",
 ]

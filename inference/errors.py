@@ -20,8 +20,23 @@ class CheckpointError(RequestError):
 
 
 class NonFiniteError(InferenceError, ArithmeticError):
-    """A loss, gradient or weight became NaN or infinite; the message names the first culprit."""
+    """A loss, gradient or weight became NaN or infinite; the message names the first culprit.
+
+    `steps_ago`: how many training steps were run since (without touching a weight).
+    """
+
+    def __init__(self, message: str, *, steps_ago: int = 0):
+        super().__init__(message)
+        self.steps_ago = steps_ago
 
 
 class Untraceable(InferenceError):
     """The pair cannot be recorded as a function of tensors; the message names why."""
+
+
+class CompilationError(InferenceError):
+    """A recorded graph could not be compiled on this machine."""
+
+
+class EngineWarning(UserWarning):
+    """Another engine runs a training than the one that was asked for; the message says why."""

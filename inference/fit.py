@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,16 @@ import torch
 from torch import Tensor
 
 from inference.checkpoint import FILE, digest, has_checkpoint, load_checkpoint, save_checkpoint
-from inference.errors import CheckpointError, NonFiniteError, RequestError
+from inference.engines.choice import ENGINES
+from inference.errors import CheckpointError, EngineWarning, NonFiniteError, RequestError
 from inference.isolation import modes, modules_of, own_randomness, own_store, seed_all
 from inference.objectives.elbo import ELBO, OBJECTIVES
 from inference.optimizer import SingleOptimizer
 from inference.pair import Data, as_arguments
-from inference.progress import Progress
+from inference.progress import Progress, say, working
 from inference.requests import member, positive, usable_device, whole_number
 from inference.schedules import SCHEDULES, Constant, Schedule
 from inference.training import State, Training, init
-
-ENGINES = ("auto", "eager")
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,7 +32,7 @@ class FitResult:
     `status`: `completed` or `stopped_early`; `message` says it in words. `history` has one row an
     epoch: epoch, step, train_bound (the objective at that epoch's beta), validation_bound (always
     at beta = 1, with the same noise), beta, learning_rate, grad_norm, seconds. Bounds are in nats
-    per datum.
+    per datum. `engine` is the one that ran, `engine_reason` why.
     """
 
     history: list[dict[str, Any]]
@@ -42,6 +42,7 @@ class FitResult:
     steps: int
     seconds: float
     engine: str
+    engine_reason: str
 
     def __repr__(self) -> str:
         return f"FitResult({self.status}: {self.message}; engine {self.engine})"
@@ -121,7 +122,8 @@ def fit(
 
     with own_store() as keep_params, own_randomness(seed), modes(modules, training=True):
         one_optimizer = SingleOptimizer(optimizer, learning_rate, optimizer_options, clip_norm)
-        with modes(modules, training=False):  # a look leaves running statistics alone
+        # A look leaves running statistics alone.
+        with modes(modules, training=False), working("preparing the training step", progress):
             training = init(
                 model,
                 guide,
@@ -138,7 +140,9 @@ def fit(
                 plate=plate,
                 transform=batch_transform,
                 modules=modules,
+                engine=engine,
             )
+        _tell_engine(engine, training, progress)
         settings = {
             "objective": objective.model_dump(mode="json"),
             "optimizer": optimizer.lower(),
@@ -192,16 +196,21 @@ def _run(
             while state.batch < steps:
                 try:
                     training.step(state, order)
+                    last = state.batch == steps
+                    due = not last and time.perf_counter() - saved > checkpoint_seconds
+                    if last or due:
+                        training.read(state)
                 except NonFiniteError as error:
+                    step = state.step - error.steps_ago
                     kept = f"; the last good checkpoint is in {checkpoint}" if checkpoint else ""
                     raise NonFiniteError(
-                        f"step {state.step + 1} (epoch {state.epoch + 1}): {error}. The weights "
+                        f"step {step} (epoch {(step - 1) // steps + 1}): {error}. The weights "
                         "were not updated by this step"
                         f"{kept}. Lower the learning rate, set clip_norm, or check the data"
                     ) from None
                 bar.advance(text=f"bound {state.objective_sum / training.seen(state):.2f}")
                 state.seconds = before + time.perf_counter() - started
-                if state.batch < steps and time.perf_counter() - saved > checkpoint_seconds:
+                if due:
                     save()
             row = training.finish_epoch(state)
             state.seconds = row["seconds"] = before + time.perf_counter() - started
@@ -233,7 +242,17 @@ def _run(
         steps=state.step,
         seconds=state.seconds,
         engine=training.engine.name,
+        engine_reason=training.engine_reason,
     )
+
+
+def _tell_engine(asked: str, training: Training, progress: bool) -> None:
+    """Say which engine runs and why; warn where it is not the one asked for."""
+    name, reason = training.engine.name, training.engine_reason
+    if asked not in ("auto", name):
+        warnings.warn(f"the {name} engine runs this training: {reason}", EngineWarning)
+    elif progress and asked == "auto":
+        say(f"engine: {name} ({reason})")
 
 
 def _check_request(request: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -113,6 +114,57 @@ class SingleOptimizer(PyroOptim):
             if name in self._pending:
                 self.optimizer.state[p] = self._pending.pop(name)
 
+    def state_of(
+        self, parameters: Sequence[Tensor], keys: Sequence[Sequence[str]]
+    ) -> list[Tensor] | None:
+        """The live state tensors of these parameters, or None before a first step made them."""
+        if self.optimizer is None:
+            return None
+        state = self.optimizer.state
+        found = []
+        for parameter, names in zip(parameters, keys, strict=True):
+            own = state.get(parameter, {})
+            if any(name not in own for name in names):
+                return None
+            found += [own[name] for name in names]
+        return found
+
+    def example_state(self, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """States of the shapes that one step gives them; nothing of this optimizer is touched."""
+        copies = [p.detach().clone().requires_grad_(True) for p in parameters]
+        scratch = self.cls(copies, **self.options)
+        for copy in copies:
+            copy.grad = torch.zeros_like(copy)
+        scratch.step()
+        return [dict(scratch.state[copy]) for copy in copies]
+
+    def update(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        states: Sequence[dict[str, Any]],
+        learning_rate: Tensor,
+    ) -> None:
+        """One step of the same optimizer on other tensors, in place and without reading values.
+
+        It can be recorded in a graph: torch's optimizers write their steps so where they believe
+        that a compiler is watching. The learning rate is a tensor, so that a schedule is data.
+        """
+        options = {**self.options, "lr": 1.0}
+        options.pop("fused", None)
+        known = inspect.signature(self.cls).parameters
+        options |= {name: True for name in ("foreach", "capturable") if name in known}
+        optimizer = self.cls(list(parameters), **options)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
+            parameter.grad = gradient
+            optimizer.state[parameter] = state
+        with _as_if_compiling(), torch.no_grad():
+            inspect.unwrap(self.cls.step)(optimizer)  # type: ignore[arg-type]
+        for parameter in parameters:
+            parameter.grad = None
+
     def get_state(self) -> dict[str, dict[str, Any]]:
         """The optimizer's state by parameter name: tensors and plain numbers."""
         if self.optimizer is None:
@@ -130,6 +182,16 @@ class SingleOptimizer(PyroOptim):
         for name, p in zip(self.names, self._params, strict=True):
             if name in self._pending and self.optimizer is not None:
                 self.optimizer.state[p] = self._pending.pop(name)
+
+
+@contextlib.contextmanager
+def _as_if_compiling() -> Iterator[None]:
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 def _check_options(name: str, cls: type, options: Mapping[str, Any]) -> None:

@@ -1,7 +1,9 @@
-"""A progress bar on standard error, or silence."""
+"""Progress on standard error, or silence."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -66,3 +68,22 @@ class Progress:
         if self.bar:
             fields = {} if text is None else {"text": text}
             self.bar.update(self.task, advance=count, **fields)
+
+
+@contextmanager
+def working(text: str, show: bool) -> Iterator[None]:
+    """A sign of life around work whose length is not known."""
+    if not show:
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def say(text: str) -> None:
+    """One line beside the progress bars."""
+    from rich.console import Console
+
+    Console(stderr=True).print(text, markup=False, highlight=False)

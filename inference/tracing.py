@@ -78,13 +78,13 @@ class Traced:
     """The loss of a pair: a pure function of parameters, batch and beta.
 
     `graph(*parameters, *batch, beta)` returns `(loss, site_values, *gradients)`: the loss a float64
-    scalar, and one float64 number a site, its log-density summed over the batch, NaN where its
-    draws are not finite. `parameters` maps names to the live, unconstrained tensors.
+    scalar, and one float64 number for each sentence in `complaints`, which is true where that
+    number is not finite. `parameters` maps names to the live, unconstrained tensors.
     """
 
     graph: fx.GraphModule
     parameters: dict[str, Tensor]
-    sites: tuple[str, ...]
+    complaints: tuple[str, ...]
     shapes: tuple[tuple[torch.Size, torch.dtype], ...]
 
     def __call__(
@@ -142,13 +142,19 @@ def trace_loss(
     noise; what differs is refused.
     Raises: `Untraceable`.
     """
-    sites: list[str] = []
+    complaints: list[str] = []
     arguments = tuple(a.contiguous() for a in arguments)
 
     def evaluate(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         *batch, beta = inputs
         return evaluate_loss(
-            pair, objective, tuple(batch), beta, num_data, vectorize=vectorize, sites=sites
+            pair,
+            objective,
+            tuple(batch),
+            beta,
+            num_data,
+            vectorize=vectorize,
+            complaints=complaints,
         )
 
     beta = torch.tensor(1.0, dtype=torch.float64, device=arguments[0].device)
@@ -169,7 +175,9 @@ def trace_loss(
 
         graph = capture(whole, (*arguments, beta), list(parameters.values()))
         _hold_against_eager(whole, graph, parameters, (*arguments, beta))
-    return Traced(graph, parameters, tuple(sites), tuple((a.shape, a.dtype) for a in arguments))
+    return Traced(
+        graph, parameters, tuple(complaints), tuple((a.shape, a.dtype) for a in arguments)
+    )
 
 
 def evaluate_loss(
@@ -180,14 +188,14 @@ def evaluate_loss(
     num_data: int,
     *,
     vectorize: bool,
-    sites: list[str] | None = None,
+    complaints: list[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """-objective of a batch, and one number a site that is finite if draws and density are."""
     record = record_of(pair, batch, objective.num_particles, vectorize=vectorize)
     _check_gradients(record)
     values = _site_values(record)
-    if sites is not None:
-        sites[:] = values
+    if complaints is not None:
+        complaints[:] = values
     loss = objective.loss(record, beta, num_data)
     return loss, torch.stack([v.detach().double() for v in values.values()])
 
@@ -210,19 +218,20 @@ def _family(fn: Any) -> str:
 
 
 def _site_values(record: LogWeights) -> dict[str, Tensor]:
-    """One number a site, `PART SITE`: its summed log-density; NaN where its draws are not finite.
+    """One number a site; not finite where its draws or its log-density are not.
 
-    Draws come first, then densities, in the order of the programs: the first that is not finite is
-    the culprit.
+    In the order of the programs: the first that is not finite is the culprit.
     """
+    drawn = {**record.auxiliary, **record.latents}
     values: dict[str, Tensor] = {}
-    for name, draw in {**record.auxiliary, **record.latents}.items():
-        if draw.is_floating_point():
+    for name, score in record.log_q.items():
+        if name in drawn and drawn[name].is_floating_point():
             # 0 for finite draws, NaN otherwise.
-            values[f"draw {name}"] = (draw * 0).sum()
-    for part, scores in (("guide", record.log_q), ("model", record.log_p)):
-        for name, score in scores.items():
-            values[f"{part} {name}"] = score.sum()
+            told = f"site '{name}' of the guide drew a value that is not finite"
+            values[told] = (drawn[name].detach() * 0).sum()
+        values[f"site '{name}' of the guide has a log-density that is not finite"] = score.sum()
+    for name, score in record.log_p.items():
+        values[f"site '{name}' of the model has a log-density that is not finite"] = score.sum()
     return values
 
 
@@ -230,12 +239,17 @@ def _site_values(record: LogWeights) -> dict[str, Tensor]:
 
 
 def capture(
-    function: Callable, inputs: Sequence[Tensor], parameters: Sequence[Tensor] = ()
+    function: Callable,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[Tensor] = (),
+    *,
+    mutable: int = 0,
 ) -> fx.GraphModule:
     """`function(*inputs)` as a graph of `(*parameters, *inputs)`.
 
     `parameters` are tensors the function closes over; what else it closes over stays in the graph
-    as it is, by reference. Random states are left to the caller; buffers end as they were.
+    as it is, by reference. The first `mutable` inputs may be changed in place. Random states are
+    left to the caller; buffers end as they were.
     Raises: `Untraceable`.
     """
     buffers = _Closed()
@@ -243,7 +257,7 @@ def capture(
     clones = [i.clone() for i in inputs]
 
     def watched(*args: Tensor):
-        with _NoValues(buffers):
+        with _NoValues(buffers, args[:mutable]):
             return function(*args)
 
     try:
@@ -283,10 +297,10 @@ class _Closed:
 class _NoValues(TorchDispatchMode):
     """Refuses operations that hand tensor values to Python, and notes changed buffers."""
 
-    def __init__(self, closed: _Closed):
+    def __init__(self, closed: _Closed, mutable: Sequence[Tensor]):
         super().__init__()
         self.closed = closed
-        self.made: set[int] = set()
+        self.made = {_storage(tensor) for tensor in mutable}
         self.alive: list[Tensor] = []  # ids are unique among living tensors only
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -360,14 +374,14 @@ def _lifted(graph_module: fx.GraphModule, parameters: Sequence[Tensor]) -> fx.Gr
         for i, parameter in enumerate(parameters):
             places[id(parameter)] = graph.placeholder(f"parameter_{i}")
     seen: dict[int, fx.Node] = {}
-    body = next(node for node in graph.nodes if node.op != "placeholder")
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
         if node.op != "get_attr":
             continue
         tensor = getattr(graph_module, node.target)
         place = places.get(id(tensor)) or seen.get(id(tensor))
         if place is None:
-            with graph.inserting_before(body):
+            with graph.inserting_after(last):
                 place = seen[id(tensor)] = graph.get_attr(node.target)
         node.replace_all_uses_with(place)
         graph.erase_node(node)

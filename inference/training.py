@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from inference.checkpoint import Checkpoint, Snapshot, random_from, random_tensors
-from inference.engines.eager import Eager
+from inference.engines.base import Engine
+from inference.engines.choice import choose
+from inference.engines.compiled import Compiled
 from inference.errors import (
     CheckpointError,
     InferenceError,
-    NonFiniteError,
     PairError,
     RequestError,
 )
@@ -65,7 +65,8 @@ class Training:
     """What stays the same during a training: the pair, its engine, its data."""
 
     pair: Pair
-    engine: Eager
+    engine: Engine
+    engine_reason: str
     optimizer: SingleOptimizer
     objective: ELBO
     arguments: tuple[Tensor, ...]
@@ -91,11 +92,6 @@ class Training:
     def total_steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 
-    @functools.cached_property
-    def buffers(self) -> list[Tensor]:
-        """Running statistics and the like, which a forward pass may change."""
-        return [buffer for module in self.modules for buffer in module.buffers()]
-
     def seen(self, state: State) -> int:
         """Data seen in the epoch under way."""
         return max(1, min(state.batch * self.batch_size, self.num_data))
@@ -106,33 +102,42 @@ class Training:
         return torch.randperm(self.num_data, generator=generator).to(self.device)
 
     def step(self, state: State, order: Tensor) -> None:
-        """One batch: gather, transform, update. Advances `state`."""
-        batch = self.arguments
+        """One batch: gather, transform, update. Advances `state`.
+
+        Raises: `NonFiniteError`; `state.step - error.steps_ago` is the step at fault.
+        """
         size = min(self.batch_size, self.num_data - state.batch * self.batch_size)
-        if not self.pair.whole:
-            start = state.batch * self.batch_size
-            rows = order[start : start + size]
-            batch = tuple(a[rows] for a in self.arguments)
-        if self.transform is not None:
-            batch = (self.transform(batch[0]), *batch[1:])
         beta = self.objective.beta(state.step, self.steps_per_epoch)
         self.optimizer.factor = self.schedule.factor(
             state.step, self.steps_per_epoch, self.total_steps
         )
-        buffers = [buffer.clone() for buffer in self.buffers]
-        try:
-            objective = self.engine.step(batch, beta)
-        except NonFiniteError:
-            for buffer, kept in zip(self.buffers, buffers, strict=True):
-                buffer.copy_(kept)
-            raise
-        state.objective_sum += size * objective
-        state.norm_sum += self.optimizer.grad_norm
+        if state.batch == 0:
+            self.engine.start(0.0, 0.0)
+        start = state.batch * self.batch_size
         state.batch += 1
         state.step += 1
+        rows = None if self.pair.whole else order[start : start + size]
+        if rows is not None and self.transform is None:
+            self.engine.step_rows(self.arguments, rows, beta, size)
+        else:
+            self.engine.step(self.batch(rows), beta, size)
+        if state.step % self.engine.read_every == 0:
+            self.read(state)
+
+    def batch(self, rows: Tensor | None) -> tuple[Tensor, ...]:
+        """These rows of the data (all, for a pair that takes no part), transformed."""
+        batch = self.arguments if rows is None else tuple(a[rows] for a in self.arguments)
+        if self.transform is not None:
+            batch = (self.transform(batch[0]), *batch[1:])
+        return batch
+
+    def read(self, state: State) -> None:
+        """Bring the epoch's sums from the engine. Raises: `NonFiniteError`."""
+        state.objective_sum, state.norm_sum = self.engine.sums()
 
     def finish_epoch(self, state: State) -> dict[str, Any]:
         """The epoch's row; validation, best-so-far and the decision to stop."""
+        self.read(state)
         row = {
             "epoch": state.epoch + 1,
             "step": state.step,
@@ -239,7 +244,10 @@ class Training:
             raise CheckpointError(f"resume: the checkpoint lacks '{missing[0]}'")
         random = random_from(saved.random)
         self.put(saved.current)
+        if p["step"]:  # no engine takes its next step for a first one
+            self.optimizer.adopt(pyro.get_param_store()._params.values())
         set_random_state(random, self.device)
+        self.engine.start(p["objective_sum"], p["norm_sum"])
         return State(
             epoch=p["epoch"],
             batch=p["batch"],
@@ -305,6 +313,7 @@ def init(
     plate: str | None = "data",
     transform: Callable[[Tensor], Tensor] | None = None,
     modules: Sequence[nn.Module] = (),
+    engine: str = "auto",
 ) -> Training:
     """Look at the pair, register its parameters, and lay out the training.
 
@@ -338,15 +347,26 @@ def init(
         few = head(arguments, transform, num_data if pair.whole else 4)
         with contextlib.suppress(PairError):  # one particle at a time always works
             vectorize = not Scorer(pair, few).folded
-    engine = Eager(pair, objective, optimizer, num_data, device, vectorize=vectorize)
     store = pyro.get_param_store()
     if not len(store):
         raise PairError("the pair has no parameters: nothing to train")
     for parameter in store._params.values():
         parameter.grad = None  # gradients that someone left behind would be added to
+    steps_per_epoch = math.ceil(num_data / batch_size)
+
+    def make(kind: type[Engine]) -> Engine:
+        settings: dict[str, Any] = {"vectorize": vectorize, "modules": modules}
+        if issubclass(kind, Compiled):
+            settings["steps_per_epoch"] = steps_per_epoch
+        return kind(pair, objective, optimizer, num_data, device, **settings)
+
+    first = head(arguments, transform, num_data if pair.whole else batch_size)
+    with modes(list(modules), training=True), own_randomness():
+        choice = choose(engine, make, first, batch_size, epochs * steps_per_epoch, device)
     training = Training(
         pair=pair,
-        engine=engine,
+        engine=choice.engine,
+        engine_reason=choice.reason,
         optimizer=optimizer,
         objective=objective,
         arguments=arguments,

@@ -173,7 +173,7 @@ def test_particles_are_vectorized_where_the_networks_allow(cls, vectorized):
         vae.model, vae.guide, (x,), objective=ELBO(num_particles=5), device=torch.device("cpu"),
         optimizer=SingleOptimizer("adam"), batch_size=16,
     )  # fmt: skip
-    assert training.engine.loss.vectorize_particles == vectorized
+    assert training.engine.pyro_loss.vectorize_particles == vectorized
     spread = {}
     for particles in (1, 25):
         objective = ELBO(num_particles=particles)

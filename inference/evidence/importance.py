@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -16,15 +16,16 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
 from inference.errors import NonFiniteError, RequestError
+from inference.evidence import streaming
 from inference.evidence.estimate import Estimate
-from inference.evidence.smoothing import khat_threshold, pareto_khat
+from inference.evidence.smoothing import khat_threshold
 from inference.log_weights import LogWeights
 from inference.pair import Data
 from inference.progress import Progress
-from inference.tiles import Tiles, tiled
+from inference.tiles import Tile, Tiles, tiled
 
-# Nats. A spread of log w below its rounding is called none only where that rounding is this small.
-MAX_ROUNDING = 1e-2
+MANY_ULP = 64  # how far log w may be off by rounding alone, in units of its terms' last place
+FINISHED_AT_ONCE = 64  # data; the tail's fit costs many small operations
 
 
 class Importance(BaseModel):
@@ -76,18 +77,17 @@ def log_marginal(
     ) as tiles:
         num_tiles = len(tiles.rows()) * len(tiles.columns())
         with Progress("log p(x)", num_tiles, progress, unit="tiles") as bar:
-            for start in tiles.rows():
-                log_weight, rounding = _weigh(tiles, start, bar)
-                worst = max(worst, float(rounding.max()))
-                # Beyond the cap a spread within rounding may hide a bad guide as well.
-                resolution = torch.where(rounding <= MAX_ROUNDING, rounding, -1.0)
-                for name, found in summarize(log_weight, resolution).items():
+            stop = 0
+            for state in _stream(tiles, bar):
+                worst = max(worst, float(state.rounding.max()))
+                start, stop = stop, stop + len(state.peak)
+                for name, found in streaming.finish(state).items():
                     # Rows of one tensor: many small ones kept between large tiles would pin the
                     # allocator's memory, a third of a MiB a datum.
                     if name not in results:
                         size = tiles.num_data if plate is not None else len(found)
                         results[name] = found.new_empty(size)
-                    results[name][start : start + len(found)] = found
+                    results[name][start:stop] = found
     return Estimate(
         **{name: tensor.cpu() for name, tensor in results.items()},  # type: ignore[arg-type]
         quantity="log p(x)" if plate is not None else "joint log p(x)",
@@ -103,7 +103,7 @@ def log_marginal(
 
 
 def _rounding_note(worst: float) -> tuple[str, ...]:
-    if worst <= MAX_ROUNDING:
+    if worst <= streaming.MAX_ROUNDING:
         return ()
     return (
         f"Rounding of about {worst:.2g} nats in log w limits this result; float64 parameters and "
@@ -111,24 +111,34 @@ def _rounding_note(worst: float) -> tuple[str, ...]:
     )
 
 
-def _weigh(tiles: Tiles, start: int, bar: Progress) -> tuple[Tensor, Tensor]:
-    """log w `[n, K]` float64 of one row of tiles, and each datum's rounding error `[n]`."""
-    columns, sizes = [], []
-    for column in tiles.columns():
-        tile = tiles.tile(start, column)
-        record = tiles.score(tile)
-        log_weight = record.log_weight
-        if not bool((log_weight < math.inf).all()):  # NaN or +inf
-            raise NonFiniteError(_blame(record, tile.start))
-        columns.append(log_weight.double().reshape(tile.count, -1).T[tile.skip :])
-        sizes.append(_rounding(record).reshape(-1)[tile.skip :])
-        bar.advance()
-    return torch.cat(columns, 1), torch.stack(sizes).amax(0)
+def _stream(tiles: Tiles, bar: Progress) -> Iterator[streaming.Moments]:
+    """All log-weights in order of data, a good number of data at a time."""
+    waiting: list[streaming.Moments] = []
+    for start in tiles.rows():
+        state: streaming.Moments | None = None
+        for column in tiles.columns():
+            log_weight, ulp = _weigh(tiles, tiles.tile(start, column))
+            if state is None:
+                state = streaming.init(log_weight.shape[1], tiles.num_samples, log_weight.device)
+            state = streaming.update(state, log_weight.T, MANY_ULP * ulp.amax(0))
+            bar.advance()
+        waiting.append(state)  # type: ignore[arg-type]  # there is at least one column
+        if sum(len(each.peak) for each in waiting) >= FINISHED_AT_ONCE:
+            yield streaming.join(waiting)
+            waiting = []
+    if waiting:
+        yield streaming.join(waiting)
 
 
-def _rounding(record: LogWeights) -> Tensor:
-    """How far log w may be off by rounding alone: 64 ulp of its terms, as a root of squares."""
-    return 64 * record.ulp.amax(0)
+def _weigh(tiles: Tiles, tile: Tile) -> tuple[Tensor, Tensor]:
+    """log w `[samples, data]` float64 of one tile, and the size of its terms' last place."""
+    record = tiles.score(tile)
+    log_weight = record.log_weight
+    if not bool((log_weight < math.inf).all()):  # NaN or +inf
+        raise NonFiniteError(_blame(record, tile.start))
+    log_weight = log_weight.reshape(tile.count, -1)
+    ulp = record.ulp.reshape(tile.count, -1)
+    return log_weight[:, tile.skip :], ulp[:, tile.skip :]
 
 
 def _blame(record: LogWeights, start: int) -> str:
@@ -145,25 +155,3 @@ def _blame(record: LogWeights, start: int) -> str:
                     f"{part} has {kind} log-density; check its parameters"
                 )
     return f"log w of datum {start + where} is NaN: infinite log-densities cancel"
-
-
-def summarize(log_weight: Tensor, resolution: Tensor) -> dict[str, Tensor]:
-    """Value, error, ESS, k-hat and ELBO of each row of log-weights `[n, K]`, float64."""
-    num_samples = log_weight.shape[1]
-    largest = log_weight.amax(1, keepdim=True)
-    weights = (log_weight - largest.nan_to_num(neginf=0.0)).exp()
-    total, squares = weights.sum(1), weights.square().sum(1)
-    ess = total.square() / squares
-    constant = largest.squeeze(1) - log_weight.amin(1) <= resolution
-    if num_samples == 1:
-        std_error = torch.full_like(total, math.nan)
-    else:
-        std_error = (1 / ess - 1 / num_samples).clamp_min(0).sqrt()
-        std_error = torch.where(constant, 0.0, std_error)
-    return {
-        "value": largest.squeeze(1) + total.log() - math.log(num_samples),
-        "std_error": std_error,
-        "ess": ess,
-        "khat": pareto_khat(log_weight, resolution=resolution),
-        "elbo": log_weight.mean(1),
-    }

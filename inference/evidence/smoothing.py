@@ -37,11 +37,33 @@ def pareto_khat(log_weights: Tensor, *, resolution: Tensor | float = 0.0) -> Ten
         others beyond floating point.
     """
     log_weights = log_weights.double()
-    count, num_samples = log_weights.shape
+    num_samples = log_weights.shape[1]
+    constant = log_weights.amax(1) - log_weights.amin(1) <= resolution
+    return tail_khat(largest(log_weights, num_samples), num_samples, constant)
+
+
+def num_largest(num_samples: int) -> int:
+    """How many of K log-weights `tail_khat` needs: the tail and its cutoff, if it can be fitted."""
     tail = tail_length(num_samples)
-    khat = torch.full((count,), math.nan, dtype=torch.float64, device=log_weights.device)
-    if tail >= MIN_TAIL:
-        top = torch.topk(log_weights, tail + 1, dim=1).values.flip(1)  # ascending, cutoff first
+    return tail + 1 if tail >= MIN_TAIL else 0
+
+
+def largest(log_weights: Tensor, num_samples: int) -> Tensor:
+    """The `num_largest(num_samples)` largest of each row, in no order."""
+    return torch.topk(log_weights, num_largest(num_samples), dim=1, sorted=False).values
+
+
+def tail_khat(tail: Tensor, num_samples: int, constant: Tensor) -> Tensor:
+    """`pareto_khat` of K weights, of which the `largest` are known.
+
+    Args:
+        tail: `[N, num_largest(K)]` float64, in any order.
+        num_samples: K.
+        constant: `[N]` bool, rows whose K weights are all equal.
+    """
+    khat = torch.full_like(constant, math.nan, dtype=torch.float64)
+    if tail.shape[1] > MIN_TAIL:
+        top = tail.sort(1).values  # ascending, cutoff first
         weights = (top - top[:, -1:]).exp()
         excess = weights[:, 1:] - weights[:, :1]
         # Ties with the cutoff are no part of the tail.
@@ -50,10 +72,9 @@ def pareto_khat(log_weights: Tensor, *, resolution: Tensor | float = 0.0) -> Ten
             if length >= MIN_TAIL:
                 # Rows in slices: the fit holds [rows, grid, tail] numbers.
                 for rows in (lengths == length).nonzero().squeeze(1).split(256):
-                    khat[rows] = pareto_shape(excess[rows, tail - length :])
+                    khat[rows] = pareto_shape(excess[rows, excess.shape[1] - length :])
         underflow = (weights[:, -MIN_TAIL] == 0) & torch.isfinite(top[:, -MIN_TAIL])
         khat[underflow] = math.inf
-    constant = log_weights.amax(1) - log_weights.amin(1) <= resolution
     if num_samples > 1:
         khat[constant] = -math.inf
     return khat

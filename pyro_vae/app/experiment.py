@@ -91,7 +91,7 @@ class TrainSpec(Value):
     clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     patience: PositiveInt | None = None
     seed: Seed = 0
-    engine: Literal["auto", "eager"] = "auto"
+    engine: Literal["auto", "eager", "compiled", "cuda_graph"] = "auto"
     device: str | None = None
     checkpoint_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
 

@@ -1,0 +1,91 @@
+"""What every engine offers: steps that update the weights, and bounds of held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from inference.engines.scaled import PerDatum
+from inference.isolation import validation
+from inference.objectives.elbo import ELBO
+from inference.optimizer import SingleOptimizer
+from inference.pair import GivenSubsample, Pair
+
+
+class Engine:
+    """Runs training steps of one pair.
+
+    An engine adds up, over an epoch, the objective (times data) and the gradient norm of its
+    steps. Reading the sums may wait for a device, so the training loop does it every `read_every`
+    steps and where it needs them.
+    """
+
+    name: str
+    read_every: int = 1
+
+    def __init__(
+        self,
+        pair: Pair,
+        objective: ELBO,
+        optimizer: SingleOptimizer,
+        num_data: int,
+        device: torch.device,
+        *,
+        vectorize: bool,
+        modules: Sequence[nn.Module] = (),
+    ):
+        self.pair, self.objective, self.optimizer = pair, objective, optimizer
+        self.num_data, self.device, self.vectorize = num_data, device, vectorize
+        self.modules = list(modules)
+        # One dimension more than the pair's plates: for the particles.
+        self.pyro_loss = objective.pyro_loss(
+            vectorize=vectorize, max_plate_nesting=pair.max_plate_nesting
+        )
+        self.handler = PerDatum(pair, num_data)
+        self.model, self.guide = self.handler(pair.model), self.handler(pair.guide)
+
+    def step(self, batch: tuple[Tensor, ...], beta: float, size: int) -> None:
+        """One update of the weights from `size` data; its objective, before it, joins the sums.
+
+        Raises: `NonFiniteError`, at the latest when the sums are read; no weight is touched by a
+        step that is not finite, nor by one after it.
+        """
+        raise NotImplementedError
+
+    def step_rows(
+        self, arguments: tuple[Tensor, ...], rows: Tensor, beta: float, size: int
+    ) -> None:
+        """The same of these rows of the data."""
+        self.step(tuple(a[rows] for a in arguments), beta, size)
+
+    def start(self, objective_sum: float, norm_sum: float) -> None:
+        """Set the sums: zeros at an epoch's start, what a checkpoint holds when resuming."""
+        raise NotImplementedError
+
+    def sums(self) -> tuple[float, float]:
+        """Objective (nats, times data) and gradient norm, summed since `start`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def evaluate(self, batch: tuple[Tensor, ...]) -> float:
+        """The bound at beta = 1, in nats per datum."""
+        self.handler.beta = 1.0
+        with validation(False):
+            return -self.pyro_loss.loss(self.model, self.guide, *batch)
+
+    def evaluate_rows(self, arguments: tuple[Tensor, ...], start: int) -> float:
+        """The same, of as many data from `start` on as the pair's own plate takes.
+
+        At the end of the data, where fewer are left, rows seen before fill up and do not count.
+        """
+        size, plate = self.pair.subsample_size, self.pair.plate
+        first = min(start, len(arguments[0]) - size)
+        rows = torch.arange(first, first + size, device=arguments[0].device)
+        self.handler.keep = rows >= start
+        try:
+            with GivenSubsample(plate, rows):  # type: ignore[arg-type]
+                return self.evaluate(arguments)
+        finally:
+            self.handler.keep = None
