@@ -19,6 +19,7 @@ from inference.isolation import modes, modules_of, own_randomness, own_store, se
 from inference.objectives.elbo import ELBO, OBJECTIVES
 from inference.optimizer import SingleOptimizer
 from inference.pair import Data, as_arguments
+from inference.precision import cast, check_precision, in_dtype, switches
 from inference.progress import Progress, say, working
 from inference.requests import member, positive, usable_device, whole_number
 from inference.schedules import SCHEDULES, Constant, Schedule
@@ -65,6 +66,7 @@ def fit(
     patience: int | None = None,
     seed: int = 0,
     engine: str = "auto",
+    precision: str = "float32",
     device: str | torch.device | None = None,
     progress: bool = True,
     batch_transform: Callable[[Tensor], Tensor] | None = None,
@@ -91,6 +93,13 @@ def fit(
         clip_norm: largest global gradient norm.
         patience: stop after so many epochs without a better validation bound, counted from the
             end of warm-up; then the best weights are put back.
+        engine: `eager` (`pyro.infer.SVI` itself), `compiled` (Pyro's handlers run once, then the
+            whole step is one compiled graph), `cuda_graph` (that, as one launch on a GPU), or
+            `auto`: compiled where the training is long enough to repay it. All draw the same
+            noise. What cannot be recorded is run by `eager`; the result says why.
+        precision: `float32`, `bfloat16` (products of networks alone; densities, losses and weights
+            stay float32), `tf32` (the same on NVIDIA GPUs), or `float64` (data and modules are
+            float64 during training).
         device: where data and modules are moved; by default the GPU where there is one. Modules
             stay there afterwards, and evidence and diagnostics find them there.
         batch_transform: fresh randomness per batch (of torch, numpy or `random`), applied to the
@@ -114,13 +123,21 @@ def fit(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = usable_device(device)
-    arguments = tuple(a.to(device) for a in arguments)
-    held_out = None if held_out is None else tuple(a.to(device) for a in held_out)
+    check_precision(precision, device)
+    arguments = cast(tuple(a.to(device) for a in arguments), precision)
+    if held_out is not None:
+        held_out = cast(tuple(a.to(device) for a in held_out), precision)
     modules = modules_of(model, guide)
     for module in modules:
         module.to(device)
 
-    with own_store() as keep_params, own_randomness(seed), modes(modules, training=True):
+    with (
+        own_store() as keep_params,
+        own_randomness(seed),
+        modes(modules, training=True),
+        in_dtype(modules, precision),
+        switches(precision, device),
+    ):
         one_optimizer = SingleOptimizer(optimizer, learning_rate, optimizer_options, clip_norm)
         # A look leaves running statistics alone.
         with modes(modules, training=False), working("preparing the training step", progress):
@@ -141,6 +158,7 @@ def fit(
                 transform=batch_transform,
                 modules=modules,
                 engine=engine,
+                precision=precision,
             )
         _tell_engine(engine, training, progress)
         settings = {
@@ -154,6 +172,7 @@ def fit(
             "batch_size": batch_size,
             "seed": seed,
             "engine": training.engine.name,
+            "precision": precision,
             "epochs": epochs,
         }
         if checkpoint is not None:

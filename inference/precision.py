@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 from torch.nn import functional as F
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from inference.errors import RequestError
@@ -32,15 +34,20 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """Evaluate a loss, forward and backward, in `precision`, whatever the caller's settings.
 
     `float32` is full float32: no TF32 (torch's default for convolutions), no autocast. `tf32`
-    switches that mode on. `bfloat16` is for matrix products and convolutions of float32 tensors
-    alone; they return float32, so that samples, log-densities, losses and log-weights are float32,
-    which under `torch.autocast` they are not. Attention, recurrent layers and einsum stay in full
-    float32. `float64` is what the tensors are: see `in_dtype`.
+    switches that mode on. `bfloat16` is for the matrix products and convolutions of networks alone,
+    where they are of float32; they return float32, so that samples, log-densities, losses and
+    log-weights are float32, which under `torch.autocast` they are not. Attention, recurrent layers
+    and einsum stay in full float32. `float64` is what the tensors are: see `in_dtype`.
 
     A graph traced in here holds bfloat16's casts itself; replaying it takes `switches` alone.
     """
-    with switches(precision, device), _Bfloat16() if precision == "bfloat16" else nullcontext():
+    with switches(precision, device), products(precision):
         yield
+
+
+def products(precision: str) -> AbstractContextManager:
+    """The part of `arithmetic` that is not process-wide: bfloat16 products, else nothing."""
+    return _Bfloat16() if precision == "bfloat16" else nullcontext()
 
 
 @contextmanager
@@ -89,8 +96,19 @@ _PRODUCTS = frozenset(
 )
 
 
+def _of_density(caller: FrameType) -> bool:
+    """Is the calling function a distribution's or transform's method, or a helper of theirs?"""
+    places = ("torch.distributions", "pyro.distributions", "pyro.ops")
+    if caller.f_globals.get("__name__", "").startswith(places):
+        return True
+    return isinstance(caller.f_locals.get("self"), Distribution | Transform)
+
+
 class _Bfloat16(TorchFunctionMode):
-    """Products of float32 tensors, in bfloat16: from float32, to float32."""
+    """Products of float32 tensors, in bfloat16: from float32, to float32.
+
+    Those that a distribution makes (low-rank Gaussians do) are part of its density: left alone.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -99,7 +117,7 @@ class _Bfloat16(TorchFunctionMode):
         if func not in _PRODUCTS or "out" in kwargs:
             return func(*args, **kwargs)
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-        if any(t.dtype is not torch.float32 for t in tensors):
+        if any(t.dtype is not torch.float32 for t in tensors) or _of_density(sys._getframe(1)):
             return func(*args, **kwargs)
         low = {k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         return func(*(v.bfloat16() if isinstance(v, Tensor) else v for v in args), **low).float()
@@ -158,7 +176,7 @@ def _floating(modules: list[nn.Module]) -> Iterator[tuple[dict[str, Any], str, T
     store: dict[str, Any] = pyro.get_param_store()._params
     for holder in [h for c in children for h in (c._parameters, c._buffers)] + [store]:
         for name, tensor in list(holder.items()):
-            if tensor is None or is_lazy(tensor) or not tensor.is_floating_point():
+            if tensor is None or not tensor.is_floating_point():
                 continue
             if holder is not store or is_plain(tensor):
                 yield holder, name, tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +22,23 @@ from inference.log_weights import LogWeights, Scorer, evidence_pair
 from inference.pair import Data, Pair, as_arguments, examine
 from inference.requests import device_of, usable_device, whole_number
 
-# Numbers in the largest site of one tile: 2^22 float32 fit in a processor's last cache level.
-TILE_NUMBERS = 2**22
+# Numbers in the largest site of one tile: 2^20 float32 fit in a processor's second cache level,
+# where its next operation finds them; a GPU wants more work at once.
+TILE_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
+
+
+def numbers_per_tile(device: torch.device) -> int:
+    return TILE_NUMBERS.get(device.type, TILE_NUMBERS["cpu"])
+
+
+def even_share(count: int, most: int) -> int:
+    """A part of `count` of at most `most`, such that parts are equal or nearly so."""
+    if count <= most:
+        return count
+    for size in range(most, most // 2, -1):
+        if count % size == 0:
+            return size
+    return math.ceil(count / math.ceil(count / most))
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,10 @@ class Tiles:
     def num_data(self) -> int:
         return len(self.arguments[0])
 
+    @property
+    def device(self) -> torch.device:
+        return self.arguments[0].device
+
     def rows(self) -> range:
         return range(0, self.num_data, self.data_per_tile)
 
@@ -68,14 +88,33 @@ class Tiles:
         first = max(0, stop - self.data_per_tile) if self.pair.subsampling == "own" else start
         return Tile(first, stop, column, count, skip=start - first)
 
+    def is_whole(self, tile: Tile) -> bool:
+        """Has it the shape of the first, not that of one at the edge?"""
+        size = min(self.data_per_tile, self.num_data), min(self.samples_per_tile, self.num_samples)
+        return (tile.stop - tile.start, tile.count) == size
+
+    def seed_for(self, tile: Tile) -> None:
+        seed_all(derived_seed(self.seed, tile.start + tile.skip, tile.column))
+
+    def rows_of(self, tile: Tile) -> tuple[Tensor, ...]:
+        return tuple(a[tile.start : tile.stop] for a in self.arguments)
+
+    def record(self, data: tuple[Tensor, ...], count: int) -> LogWeights:
+        """The record of these data with fresh draws."""
+        return self.scorer(data, count)
+
+    def check(self, data: tuple[Tensor, ...]) -> None:
+        """Raises `PairError` if data lie outside the support of their distribution."""
+        with own_randomness():
+            self.scorer(data, 1, check=True)
+
     def score(self, tile: Tile) -> LogWeights:
         """The record of one tile, with its own draws."""
-        seed_all(derived_seed(self.seed, tile.start + tile.skip, tile.column))
+        self.seed_for(tile)
         if self.pair.subsampling == "own":
-            subset = torch.arange(tile.start, tile.stop, device=self.arguments[0].device)
+            subset = torch.arange(tile.start, tile.stop, device=self.device)
             return self.scorer(self.arguments, tile.count, subset, check=tile.column == 0)
-        batch = tuple(a[tile.start : tile.stop] for a in self.arguments)
-        return self.scorer(batch, tile.count, check=tile.column == 0)
+        return self.scorer(self.rows_of(tile), tile.count, check=tile.column == 0)
 
     def draws(self, record: LogWeights, name: str, tile: Tile) -> Tensor:
         """One latent site of a record as `[samples, data, units]`, float64."""
@@ -120,7 +159,7 @@ def tiled(
     arguments = tuple(a.to(device) for a in arguments)
     with own_store(), own_randomness(seed), modes(modules, training=False), torch.no_grad():
         pair = evidence_pair(examine(model, guide, arguments, plate))
-        rows = max(1, TILE_NUMBERS // pair.event_numel)
+        rows = max(1, numbers_per_tile(device) // pair.event_numel)
         data_per_tile = None
         if pair.subsampling == "own":
             data_per_tile = pair.subsample_size
@@ -128,8 +167,8 @@ def tiled(
             data_per_tile = len(arguments[0])
         # What one particle costs, for a pair that takes a fixed number of data at once.
         at_once = data_per_tile if data_per_tile and plate is not None else 1
-        samples = num_samples if whole_rows else max(1, min(num_samples, rows // at_once))
+        samples = num_samples if whole_rows else even_share(num_samples, max(1, rows // at_once))
         if data_per_tile is None:
-            data_per_tile = max(1, min(len(arguments[0]), rows // samples))
+            data_per_tile = even_share(len(arguments[0]), max(1, rows // samples))
         scorer = Scorer(pair, arguments)
         yield Tiles(pair, scorer, arguments, num_samples, data_per_tile, samples, seed)

@@ -35,7 +35,7 @@ from inference.optimizer import SingleOptimizer
 from inference.pair import Pair, examine, head, look_at
 from inference.schedules import Constant, Schedule
 from inference.stopping import Stopping
-from inference.tiles import TILE_NUMBERS
+from inference.tiles import numbers_per_tile
 
 # What a checkpoint tells of a `State`, beside weights and history.
 PROGRESS = {
@@ -170,7 +170,7 @@ class Training:
         if self.held_out is None:
             return None
         count = len(self.held_out[0])
-        size = max(1, TILE_NUMBERS // self.pair.event_numel)
+        size = max(1, numbers_per_tile(self.device) // self.pair.event_numel)
         if self.pair.subsampling == "prescaled":
             size = min(size, self.pair.full_size)
         elif self.pair.whole:
@@ -314,6 +314,7 @@ def init(
     transform: Callable[[Tensor], Tensor] | None = None,
     modules: Sequence[nn.Module] = (),
     engine: str = "auto",
+    precision: str = "float32",
 ) -> Training:
     """Look at the pair, register its parameters, and lay out the training.
 
@@ -355,7 +356,11 @@ def init(
     steps_per_epoch = math.ceil(num_data / batch_size)
 
     def make(kind: type[Engine]) -> Engine:
-        settings: dict[str, Any] = {"vectorize": vectorize, "modules": modules}
+        settings: dict[str, Any] = {
+            "vectorize": vectorize,
+            "modules": modules,
+            "precision": precision,
+        }
         if issubclass(kind, Compiled):
             settings["steps_per_epoch"] = steps_per_epoch
         return kind(pair, objective, optimizer, num_data, device, **settings)

@@ -12,6 +12,7 @@ from inference.isolation import validation
 from inference.objectives.elbo import ELBO
 from inference.optimizer import SingleOptimizer
 from inference.pair import GivenSubsample, Pair
+from inference.precision import products
 
 
 class Engine:
@@ -35,10 +36,11 @@ class Engine:
         *,
         vectorize: bool,
         modules: Sequence[nn.Module] = (),
+        precision: str = "float32",
     ):
         self.pair, self.objective, self.optimizer = pair, objective, optimizer
         self.num_data, self.device, self.vectorize = num_data, device, vectorize
-        self.modules = list(modules)
+        self.modules, self.precision = list(modules), precision
         # One dimension more than the pair's plates: for the particles.
         self.pyro_loss = objective.pyro_loss(
             vectorize=vectorize, max_plate_nesting=pair.max_plate_nesting
@@ -72,7 +74,7 @@ class Engine:
     def evaluate(self, batch: tuple[Tensor, ...]) -> float:
         """The bound at beta = 1, in nats per datum."""
         self.handler.beta = 1.0
-        with validation(False):
+        with validation(False), products(self.precision):
             return -self.pyro_loss.loss(self.model, self.guide, *batch)
 
     def evaluate_rows(self, arguments: tuple[Tensor, ...], start: int) -> float:

@@ -15,6 +15,7 @@ from inference.engines.eager import Eager
 from inference.engines.recording import Board, Recorded, record_step
 from inference.errors import NonFiniteError
 from inference.isolation import own_randomness
+from inference.precision import products
 from inference.tracing import Traced, trace_loss
 
 # A shape that comes once an epoch is compiled where an epoch is this short; elsewhere its graph is
@@ -119,9 +120,10 @@ class Compiled(Engine):
 
     def _new_program(self, batch: tuple[Tensor, ...], size: int, main: bool) -> Program:
         batch = tuple(b.contiguous() for b in batch)
-        traced = trace_loss(
-            self.pair, self.objective, batch, self.num_data, vectorize=self.vectorize
-        )
+        with products(self.precision):
+            traced = trace_loss(
+                self.pair, self.objective, batch, self.num_data, vectorize=self.vectorize
+            )
         recorded = record_step(traced, self.optimizer, batch, size)
         board = Board.of(traced, self.device)
         board = Board(self._totals, self._failed, board.culprits)

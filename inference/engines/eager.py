@@ -14,6 +14,7 @@ from inference.engines.base import Engine
 from inference.errors import NonFiniteError
 from inference.isolation import random_state, set_random_state, validation
 from inference.pair import sample_sites
+from inference.precision import products
 
 
 class Eager(Engine):
@@ -50,7 +51,7 @@ class Eager(Engine):
         before = random_state(self.device)
         kept = [buffer.clone() for buffer in self.buffers]
         try:
-            with validation(not self._checked):
+            with validation(not self._checked), products(self.precision):
                 objective = -self.svi.step(*batch)
         except (NonFiniteError, ValueError) as error:
             if isinstance(error, ValueError) and "found invalid values" not in str(error):
@@ -71,7 +72,7 @@ class Eager(Engine):
     @torch.no_grad()
     def _culprit(self, batch: tuple[Tensor, ...]) -> str:
         """The first site whose value or density is not finite, with the same noise."""
-        with validation(False):
+        with validation(False), products(self.precision):
             guide_trace = poutine.trace(self.guide).get_trace(*batch)
             replayed = poutine.replay(self.model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(*batch)

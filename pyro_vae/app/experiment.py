@@ -92,6 +92,7 @@ class TrainSpec(Value):
     patience: PositiveInt | None = None
     seed: Seed = 0
     engine: Literal["auto", "eager", "compiled", "cuda_graph"] = "auto"
+    precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
     device: str | None = None
     checkpoint_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
 

@@ -130,6 +130,7 @@ def _fit(
             patience=settings.patience,
             seed=settings.seed,
             engine=settings.engine,
+            precision=settings.precision,
             device=settings.device,
             progress=progress,
             batch_transform=dataset.train_transform,

@@ -1,0 +1,85 @@
+"""Functions of the record of a tile, through Pyro's handlers each time or recorded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from inference.errors import CompilationError, Untraceable
+from inference.isolation import own_randomness
+from inference.log_weights import LogWeights
+from inference.staging import Staged
+from inference.tiles import Tile, Tiles
+
+Reduction = Callable[[LogWeights], Sequence[Tensor]]
+ENGINES = ("auto", "eager", "compiled")
+
+# Compiling takes about 10 seconds and saves a third of the time: it is repaid by work of 30
+# seconds or more. Operations of the networks' products in that time, by kind of device.
+REPAID_AFTER = {"cpu": 5e12, "cuda": 5e14}
+
+
+class Weighing:
+    """`reduction(record)` of each tile: tensors `[samples, data]`, in float64.
+
+    Recorded, the guide's encoder runs once for all samples of a datum, what depends on parameters
+    alone once for all data, and the rest is compiled. Draws are the same either way. Tiles of
+    another shape than the first, at the edges, go through the handlers.
+    """
+
+    def __init__(self, tiles: Tiles, reduction: Reduction, engine: str = "auto"):
+        self.tiles, self.reduction = tiles, reduction
+        self.engine, self.reason = "eager", "as asked"
+        self._kernel: Staged | None = None
+        self._shared: tuple[int, list[Tensor]] | None = None
+        if engine == "eager":
+            return
+        if engine == "auto":
+            work, enough = self._work(), REPAID_AFTER.get(tiles.device.type, 5e12)
+            if work < enough:
+                self.reason = f"{work:.1g} operations do not repay compiling (from {enough:.0g} on)"
+                return
+            self.reason = f"{work:.1g} operations repay compiling"
+        try:
+            self._kernel = self._compiled()
+            self.engine = "compiled"
+        except Untraceable as error:
+            self.reason = f"not compiled, since {error}"
+        except CompilationError as error:
+            self.reason = f"not compiled, since compiling failed ({error})"
+
+    def __call__(self, tile: Tile) -> list[Tensor]:
+        tiles = self.tiles
+        if self._kernel is None or not tiles.is_whole(tile):
+            return list(self.reduction(tiles.score(tile)))
+        if self._shared is None or self._shared[0] != tile.start:
+            data = tiles.rows_of(tile)
+            tiles.check(data)
+            self._shared = (tile.start, self._kernel.share(data))
+        tiles.seed_for(tile)
+        return self._kernel(self._shared[1])
+
+    def _function(self, *data: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.reduction(self.tiles.record(data, self.tiles.samples_per_tile)))
+
+    def _compiled(self) -> Staged:
+        tiles = self.tiles
+        if tiles.pair.whole or tiles.pair.subsampling == "own":
+            raise Untraceable("the pair takes all of its data at once, which is one tile")
+        data = tiles.rows_of(tiles.tile(0))
+        kernel = Staged(self._function, data)
+        kernel.compile(kernel.share(data))
+        return kernel
+
+    def _work(self) -> float:
+        """Operations in the products of all tiles, by the shapes of one."""
+        tiles = self.tiles
+        tile = tiles.tile(0)
+        counter = FlopCounterMode(display=False)
+        with own_randomness(0), counter, torch.no_grad():
+            tiles.record(tiles.rows_of(tile), min(tile.count, 16))
+        share = (tile.stop - tile.start) * min(tile.count, 16)
+        return counter.get_total_flops() / share * tiles.num_data * tiles.num_samples
