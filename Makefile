@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPED := pyro_vae inference
 
-.PHONY: demo test test-all lint install
+.PHONY: demo test test-all lint install benchmark
 
 demo: $(VENV)/.installed
 	folder=runs/demo-$$(date +%Y%m%d-%H%M%S) && \
@@ -20,6 +20,22 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
+
+# Peers live in an environment of their own, which sees ours; one that cannot be installed is a row
+# with that reason. PYRO_VAE_PEERS=/path/to/python names another.
+PEERS := build/peers
+benchmark: export PYRO_VAE_PEERS ?= $(PEERS)/bin/python
+benchmark: $(VENV)/.installed
+	test -x $(PYRO_VAE_PEERS) || $(MAKE) $(PEERS)/bin/python
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.report
+
+$(PEERS)/bin/python: $(VENV)/.installed
+	$(BIN)/python -m venv $(PEERS)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	  > $$($@ -c 'import site; print(site.getsitepackages()[0])')/ours.pth
+	-grep -v '^#' benchmarks/requirements.txt | \
+	  xargs -n 1 $@ -m pip install --quiet --disable-pip-version-check
 
 install: $(VENV)/.installed
 

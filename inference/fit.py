@@ -235,6 +235,7 @@ def _run(
             state.seconds = row["seconds"] = before + time.perf_counter() - started
             if callback is not None:
                 callback(row)
+                training.engine.doubt()
             if state.finished or time.perf_counter() - saved > checkpoint_seconds:
                 save()
     save()
@@ -242,10 +243,10 @@ def _run(
     best_epoch = state.stopping.best_epoch or None
     if state.best is not None and training.patience is not None:
         training.put(state.best)
-    last = f"{state.epoch} epochs, {state.step} steps, {state.seconds:.0f} s"
-    message = f"all {last}"
+    run = f"{state.epoch} epochs, {state.step} steps, {state.seconds:.0f} s"
+    message = f"all {run}"
     if stopped_early:
-        message = f"stopped after {last}: no better validation bound for {training.patience} epochs"
+        message = f"stopped after {run}: no better validation bound for {training.patience} epochs"
     if training.patience is not None and best_epoch:
         message += f"; weights are those of epoch {best_epoch}"
     elif best_epoch and best_epoch != state.epoch:
@@ -261,7 +262,7 @@ def _run(
         steps=state.step,
         seconds=state.seconds,
         engine=training.engine.name,
-        engine_reason=training.engine_reason,
+        engine_reason="; ".join([training.engine_reason, *training.engine.remarks]),
     )
 
 

@@ -54,7 +54,8 @@ def own_store(*, share: bool = False) -> Iterator[Callable[[], None]]:
                 if keep:
                     for name, value in store._params.items():
                         if is_plain(value):
-                            trained[name] = (value.detach().clone(), store._constraints[name])
+                            kept = value if share else value.detach().clone()
+                            trained[name] = (kept, store._constraints[name])
                 # `scope` hands the inner tensors back to `start`; nothing else refers to them.
     finally:
         _write_back(plain, trained)

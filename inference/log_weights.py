@@ -15,9 +15,11 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.enum_messenger import EnumMessenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from inference.enumeration import aligned, sum_out
 from inference.errors import PairError
 from inference.isolation import modes, modules_of, own_randomness, own_store, validation
 from inference.pair import (
@@ -225,8 +227,13 @@ def _run(
 
         return run
 
-    guide_trace = poutine.trace(prepared(pair.guide)).get_trace(*arguments)
-    replayed = poutine.replay(prepared(pair.model), trace=guide_trace)
+    guide, model = prepared(pair.guide), prepared(pair.model)
+    if pair.enumerated:
+        first = -1 - pair.max_plate_nesting - (num_particles is not None)
+        # The model's dimensions come after, to the left of, the guide's.
+        guide, model = EnumMessenger(first)(guide), EnumMessenger()(model)
+    guide_trace = poutine.trace(guide).get_trace(*arguments)
+    replayed = poutine.replay(model, trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*arguments)
     if check:
         _check_observed(model_trace)
@@ -234,7 +241,51 @@ def _run(
     def reduce(site, latent):
         return _reduce(site, pair, particles=num_particles is not None, latent=latent)
 
-    return _record(model_trace, guide_trace, reduce)
+    record = _record(model_trace, guide_trace, reduce)
+    if not pair.enumerated:
+        return record
+    return _without_enumerated(record, model_trace, guide_trace, pair, num_particles is not None)
+
+
+def _without_enumerated(
+    record: LogWeights, model_trace, guide_trace, pair: Pair, particles: bool
+) -> LogWeights:
+    """The record with enumerated sites summed out; their latents are all values at once."""
+    first = -1 - pair.max_plate_nesting - particles
+
+    def places(trace) -> dict[str, int]:
+        return {
+            name: first - site["infer"]["_enumerate_dim"]
+            for name, site in sample_sites(trace).items()
+            if "_enumerate_dim" in site["infer"]
+        }
+
+    in_guide = places(guide_trace)
+    in_model = {n: p for n, p in places(model_trace).items() if n not in in_guide}
+    count = 1 + max((*in_guide.values(), *in_model.values()))
+    kept = particles + 1
+    outside = {n for n, s in {**record.log_p, **record.log_q}.items() if s.dim() < kept}
+
+    def align(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        inside = {n: s for n, s in scores.items() if n not in outside}
+        return aligned(inside, kept, count)
+
+    def from_front(found: dict[str, int]) -> dict[str, int]:
+        return {name: count - 1 - place for name, place in found.items()}
+
+    log_p, log_q = sum_out(
+        align(record.log_p),
+        align(record.log_q),
+        from_front(in_model),
+        from_front(in_guide),
+        record.observed,
+    )
+
+    def restore(scores: dict[str, Tensor], former: dict[str, Tensor]) -> dict[str, Tensor]:
+        plain = {n: s.reshape(s.shape[count:]) for n, s in scores.items()}
+        return {n: s for n, s in former.items() if n in outside} | plain
+
+    return replace(record, log_p=restore(log_p, record.log_p), log_q=restore(log_q, record.log_q))
 
 
 def _stacked(records: list[LogWeights]) -> LogWeights:
@@ -353,13 +404,18 @@ def _reduce(site, pair: Pair, *, particles: bool, latent: bool) -> tuple[Tensor,
         missing = pair.max_plate_nesting + particles - log_prob.dim()
         log_prob = log_prob.reshape((1,) * missing + tuple(log_prob.shape))
     epsilon = torch.finfo(log_prob.dtype).eps
-    summed = [d for d in range(-log_prob.dim(), 0) if d not in kept]
+    # Dimensions to the left of plates and particles are those of enumerated sites.
+    first = -min(log_prob.dim(), pair.max_plate_nesting + particles)
+    summed = [d for d in range(first, 0) if d not in kept]
     if pair.plate is None:  # as many terms as data, each rounded by itself
         terms = log_prob.double()
         size = terms.detach().nan_to_num(0, 0, 0).square().sum(summed).sqrt()
         return terms.sum(summed), epsilon * size
     total = (log_prob.sum(summed) if summed else log_prob).double()
-    return total, epsilon * total.detach().abs().nan_to_num(0, 0, 0)
+    size = total.detach().abs().nan_to_num(0, 0, 0)
+    if size.dim() > len(kept):
+        size = size.flatten(0, size.dim() - len(kept) - 1).amax(0)
+    return total, epsilon * size
 
 
 def _own_scale(site, pair: Pair) -> float | Tensor:

@@ -107,12 +107,20 @@ class SingleOptimizer(PyroOptim):
         self.names += [name for name, _ in new]
         self._params += [p for _, p in new]
         if self.optimizer is None:
-            self.optimizer = self.cls([p for _, p in new], **self.options)
+            self.optimizer = self.cls([p for _, p in new], **self._options_for(new[0][1]))
         else:
             self.optimizer.add_param_group({"params": [p for _, p in new]})
         for name, p in new:
             if name in self._pending:
                 self.optimizer.state[p] = self._pending.pop(name)
+
+    def _options_for(self, parameter: Tensor) -> dict[str, Any]:
+        """The options; on a GPU also that all state is kept there, and no step waits for it."""
+        options = dict(self.options)
+        known = inspect.signature(self.cls).parameters
+        if parameter.is_cuda and "capturable" in known and not options.get("fused"):
+            options.setdefault("capturable", not options.get("differentiable", False))
+        return options
 
     def state_of(
         self, parameters: Sequence[Tensor], keys: Sequence[Sequence[str]]
@@ -132,7 +140,7 @@ class SingleOptimizer(PyroOptim):
     def example_state(self, parameters: Sequence[Tensor]) -> list[dict[str, Any]]:
         """States of the shapes that one step gives them; nothing of this optimizer is touched."""
         copies = [p.detach().clone().requires_grad_(True) for p in parameters]
-        scratch = self.cls(copies, **self.options)
+        scratch = self.cls(copies, **self._options_for(copies[0]))
         for copy in copies:
             copy.grad = torch.zeros_like(copy)
         scratch.step()

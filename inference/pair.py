@@ -18,6 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
+from inference.enumeration import check_marked, is_marked
 from inference.errors import NonFiniteError, PairError, RequestError
 from inference.isolation import own_randomness, own_store, validation
 from inference.supports import check_support, is_point, narrow_sites
@@ -59,7 +60,8 @@ class Pair:
     data it is handed) or `prescaled` (the plate declares the full data size and scales the batch).
     `whole`: the pair runs on all its data only, never on a part (a plate of fixed size).
     `event_numel`: numbers per datum (per particle, for `plate=None`) in the largest site.
-    `refusals`: sentences that say why the pair's weights are no evidence; empty if they are.
+    `enumerated`: sites to be summed over all their values. `refusals`: sentences that say why the
+    pair's weights are no evidence; empty if they are.
     """
 
     model: Callable
@@ -74,6 +76,7 @@ class Pair:
     event_numel: int
     latents: tuple[str, ...]
     global_sites: tuple[str, ...]
+    enumerated: tuple[str, ...]
     scaled_sites: tuple[str, ...]
     refusals: tuple[str, ...]
 
@@ -225,6 +228,7 @@ def look_at(
                 f"plate '{plate}' has size {size}, but {len(arguments[0])} data were handed in; "
                 f"write pyro.plate('{plate}', len(x))"
             )
+    enumerated = check_marked({**in_model, **in_guide}, plate)
     return Pair(
         model=model,
         guide=guide,
@@ -244,12 +248,18 @@ def look_at(
         global_sites=tuple(
             name for name, site in {**in_guide, **in_model}.items() if frame_of(site, plate) is None
         ),
+        enumerated=enumerated,
         scaled_sites=tuple(name for name, site in in_model.items() if _user_scaled(site))
         + tuple(name for name, site in in_guide.items() if _user_scaled(site)),
         refusals=(
             *_partial_plates(every, plate),
             *_point_sites(in_model, in_guide),
             *narrow_sites(in_model, in_guide),
+            *(
+                f"site '{name}' is marked for enumeration, which evidence does not offer yet; "
+                "sample it in the guide"
+                for name in enumerated
+            ),
         ),
     )
 
@@ -349,12 +359,7 @@ def _check_sites(model_trace, guide_trace, plate: str | None) -> None:
         _check_shapes(name, site, latents[name], plate)
         check_support(name, site, latents[name])
     for name, site in latents.items():
-        if name not in in_guide and site["infer"].get("enumerate"):
-            raise PairError(
-                f"site '{name}' is marked for enumeration, which is not offered yet; sample it in "
-                "the guide"
-            )
-        if name not in in_guide:
+        if name not in in_guide and not is_marked(site):
             raise PairError(
                 f"site '{name}' is latent in the model but missing from the guide (its sites: "
                 f"{_names(in_guide)}); sample it in both under one name"

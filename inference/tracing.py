@@ -8,18 +8,21 @@ beta as inputs; gradients are part of the record, so that custom ones are kept.
 from __future__ import annotations
 
 import contextlib
+import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference.errors import RequestError, Untraceable
+from inference.errors import InferenceError, RequestError, Untraceable
 from inference.isolation import (
     derived_seed,
     modes,
@@ -31,6 +34,7 @@ from inference.isolation import (
 from inference.log_weights import LogWeights, Scorer, record_of
 from inference.objectives.elbo import ELBO, OBJECTIVES
 from inference.pair import Pair, as_arguments, examine
+from inference.precision import products
 from inference.requests import member
 
 # Traced and eager run the same operations; this only forgives a library that sums in another order.
@@ -59,18 +63,21 @@ def trace(
         num_data: size of the data set, which latents outside the plate are divided by; by default
             that of the batch.
         plate: name of the data plate, or None.
-    Returns: a `Traced`; its parameters are the live ones.
+    Returns: a `Traced`; its parameters are the live ones. Plain `pyro.param`s that the caller's
+        store lacks are put there. Modules are traced in the mode that they are in.
     Raises: `Untraceable`, naming the site or the operation; `PairError`; `RequestError`.
     """
     arguments = as_arguments(arguments, "arguments")
     objective = member("objective", objective, ELBO, OBJECTIVES)
-    with own_store(share=True), own_randomness():
+    with own_store(share=True) as keep_params, own_randomness():
         with modes(modules_of(model, guide), training=False):  # a look leaves no statistics
             pair = examine(model, guide, arguments, plate)
             vectorize = objective.num_particles > 1 and not Scorer(pair, arguments).folded
-        return trace_loss(
+        traced = trace_loss(
             pair, objective, arguments, num_data or len(arguments[0]), vectorize=vectorize
         )
+        keep_params()
+    return traced
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,8 @@ class Traced:
     parameters: dict[str, Tensor]
     complaints: tuple[str, ...]
     shapes: tuple[tuple[torch.Size, torch.dtype], ...]
+    # What was recorded, through the handlers: `(*batch, beta)` -> what the graph returns.
+    eager: Callable = field(repr=False)
 
     def __call__(
         self, parameters: Mapping[str, Tensor], *batch: Tensor, beta: float | Tensor = 1.0
@@ -102,6 +111,16 @@ class Traced:
         with torch.no_grad():
             loss, _, *gradients = self.graph(*values, *self._checked(batch), self._beta(beta))
         return loss, dict(zip(self.parameters, gradients, strict=True))
+
+    def check(self, *batch: Tensor) -> None:
+        """Is it still what the handlers compute, for these data and the parameters as they are?
+
+        Raises: `Untraceable` if not: a number or a tensor that the pair reads was replaced.
+        """
+        batch = tuple(b.contiguous() for b in self._checked(batch))
+        beta = torch.full((), 0.5, dtype=torch.float64, device=batch[0].device)
+        with own_store(share=True):
+            _hold_against_eager(self.eager, self.graph, self.parameters, (*batch, beta))
 
     def _beta(self, beta: float | Tensor) -> Tensor:
         return torch.as_tensor(beta, dtype=torch.float64)
@@ -124,6 +143,7 @@ class _Loss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, outer):  # type: ignore[override]
         return None, None, None, *((outer * g).to(g.dtype) for g in ctx.saved_tensors)
 
@@ -135,6 +155,7 @@ def trace_loss(
     num_data: int,
     *,
     vectorize: bool,
+    precision: str = "float32",
 ) -> Traced:
     """The traced loss of a pair that was looked at, over the parameters in the current store.
 
@@ -147,19 +168,21 @@ def trace_loss(
 
     def evaluate(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         *batch, beta = inputs
-        return evaluate_loss(
-            pair,
-            objective,
-            tuple(batch),
-            beta,
-            num_data,
-            vectorize=vectorize,
-            complaints=complaints,
-        )
+        with products(precision):
+            return evaluate_loss(
+                pair,
+                objective,
+                tuple(batch),
+                beta,
+                num_data,
+                vectorize=vectorize,
+                complaints=complaints,
+            )
 
     beta = torch.tensor(1.0, dtype=torch.float64, device=arguments[0].device)
     with own_randomness(0), validation(False), torch.enable_grad():
-        loss, _ = evaluate(*arguments, beta)
+        with _put_back() as closed, _tensors_alone(closed):
+            loss, _ = evaluate(*arguments, beta)
         live = {name: p for name, p in pyro.get_param_store()._params.items() if p.requires_grad}
         if not live:
             raise Untraceable("the pair has no parameter that requires a gradient")
@@ -174,10 +197,12 @@ def trace_loss(
             return loss.detach(), values, *gradients
 
         graph = capture(whole, (*arguments, beta), list(parameters.values()))
-        _hold_against_eager(whole, graph, parameters, (*arguments, beta))
-    return Traced(
-        graph, parameters, tuple(complaints), tuple((a.shape, a.dtype) for a in arguments)
-    )
+        with _moved(list(parameters.values())):
+            _hold_against_eager(
+                whole, graph, parameters, (*(_other_rows(a) for a in arguments), 0.5 * beta)
+            )
+    shapes = tuple((a.shape, a.dtype) for a in arguments)
+    return Traced(graph, parameters, tuple(complaints), shapes, whole)
 
 
 def evaluate_loss(
@@ -192,7 +217,7 @@ def evaluate_loss(
 ) -> tuple[Tensor, Tensor]:
     """-objective of a batch, and one number a site that is finite if draws and density are."""
     record = record_of(pair, batch, objective.num_particles, vectorize=vectorize)
-    _check_gradients(record)
+    check_gradients(record, pair)
     values = _site_values(record)
     if complaints is not None:
         complaints[:] = values
@@ -200,21 +225,21 @@ def evaluate_loss(
     return loss, torch.stack([v.detach().double() for v in values.values()])
 
 
-def _check_gradients(record: LogWeights) -> None:
+def check_gradients(record: LogWeights, pair: Pair) -> None:
     """Refuse latents whose gradient is not that of a path through their draws."""
     for name, fn in record.guide_fn.items():
         latent = name in record.latents or name in record.auxiliary
-        if latent and not getattr(fn, "has_rsample", False):
+        if latent and name not in pair.enumerated and not getattr(fn, "has_rsample", False):
+            while type(fn).__name__ in (
+                "Independent",
+                "MaskedDistribution",
+                "ExpandedDistribution",
+            ):
+                fn = fn.base_dist
             raise Untraceable(
-                f"site '{name}' draws from {_family(fn)}, which has no reparametrized sample: its "
-                "gradient is a score function"
+                f"site '{name}' draws from {type(fn).__name__}, which has no reparametrized "
+                "sample: its gradient is a score function"
             )
-
-
-def _family(fn: Any) -> str:
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__
 
 
 def _site_values(record: LogWeights) -> dict[str, Tensor]:
@@ -252,46 +277,72 @@ def capture(
     left to the caller; buffers end as they were.
     Raises: `Untraceable`.
     """
-    buffers = _Closed()
     # make_fx tells inputs apart by identity: each is a clone.
     clones = [i.clone() for i in inputs]
+    with _put_back() as closed:
 
-    def watched(*args: Tensor):
-        with _NoValues(buffers, args[:mutable]):
-            return function(*args)
+        def watched(*args: Tensor):
+            with _tensors_alone(closed, args[:mutable]):
+                return function(*args)
 
-    try:
         graph = make_fx(watched)(*clones)
-    except Untraceable:
-        raise
-    except Exception as error:
-        raise Untraceable(_first_line(error)) from error
-    finally:
-        buffers.restore()
-    if buffers.changed:
-        raise Untraceable(
-            f"{buffers.changed} changes a tensor of shape {buffers.changed_shape} in place "
-            "(running statistics, a counter)"
-        )
     return _lifted(graph, parameters)
 
 
-# Operations whose result, or its shape, is known only by looking at values.
-_BY_VALUE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-
-
 class _Closed:
-    """Tensors from outside that were changed in place while recording, to be put back."""
+    """Tensors from outside that were changed in place: what they held, and who did it."""
 
     def __init__(self) -> None:
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self.changed = ""
-        self.changed_shape: tuple[int, ...] = ()
 
-    def restore(self) -> None:
+
+@contextlib.contextmanager
+def _put_back() -> Iterator[_Closed]:
+    """Tensors from outside end as they were, and it is refused to change them.
+
+    Raises: `Untraceable`, also for whatever else fails.
+    """
+    closed = _Closed()
+    try:
+        yield closed
+    except InferenceError:
+        raise
+    except Exception as error:
+        raise Untraceable(_first_line(error)) from error
+    finally:
         with torch.no_grad():
-            for tensor, value in self.kept.values():
+            for tensor, value in closed.kept.values():
                 tensor.copy_(value)
+    if closed.changed:
+        raise Untraceable(closed.changed)
+
+
+@contextlib.contextmanager
+def _tensors_alone(closed: _Closed, mutable: Sequence[Tensor] = ()) -> Iterator[None]:
+    """Refuse what hands values of tensors to Python, and note what is changed in place."""
+    with _NoArrays(), _NoValues(closed, mutable):
+        yield
+
+
+class _NoArrays(TorchFunctionMode):
+    """Refuses methods that hand out all values of a tensor, which are no operations."""
+
+    methods = (
+        torch.Tensor.numpy,
+        torch.Tensor.tolist,
+        torch.Tensor.__array__,
+        torch.Tensor.__dlpack__,
+    )
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.methods:
+            raise _handed_out(f"'{func.__name__}'")
+        return func(*args, **(kwargs or {}))
+
+
+# Operations whose result, or its shape, is known only by looking at values.
+_BY_VALUE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
 class _NoValues(TorchDispatchMode):
@@ -305,15 +356,9 @@ class _NoValues(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(tag in func.tags for tag in _BY_VALUE) and not _by_position(func, args):
-            raise Untraceable(
-                f"{_name(func)} hands values of tensors to Python (`.item()`, `if tensor:`, a "
-                f"boolean index){_where()}"
-            )
-        if func._schema.is_mutable:
-            for argument, value in zip(func._schema.arguments, args, strict=False):
-                info = argument.alias_info
-                if info is not None and info.is_write and isinstance(value, Tensor):
-                    self._changes(value)
+            raise _handed_out(_name(func))
+        for value in _written(func, args):
+            self._changes(value)
         result = func(*args, **(kwargs or {}))
         for item in result if isinstance(result, tuple | list) else (result,):
             if isinstance(item, Tensor):
@@ -328,9 +373,31 @@ class _NoValues(TorchDispatchMode):
         if key not in self.closed.kept:
             self.closed.kept[key] = (tensor, tensor.detach().clone())
             self.alive.append(tensor)
-        if not self.closed.changed:
-            self.closed.changed = f"the code{_where()}" if _where() else "the pair"
-            self.closed.changed_shape = tuple(tensor.shape)
+        self.closed.changed = self.closed.changed or (
+            f"the pair changes a tensor of shape {tuple(tensor.shape)} in place (running "
+            f"statistics, a counter){_where()}"
+        )
+
+
+def _written(func, args: Sequence[Any]) -> list[Tensor]:
+    """The arguments that an operation changes in place."""
+    written = []
+    named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)}
+    for argument in func._schema.arguments:
+        value = named.get(argument.name)
+        writes = argument.alias_info is not None and argument.alias_info.is_write
+        # Some kernels of batch normalization do so without declaring it.
+        tracks = argument.name in ("running_mean", "running_var") and named.get("training")
+        if isinstance(value, Tensor) and (writes or tracks):
+            written.append(value)
+    return written
+
+
+def _handed_out(name: str) -> Untraceable:
+    return Untraceable(
+        f"{name} hands values of tensors to Python (`.item()`, `if tensor:`, a boolean index)"
+        f"{_where()}"
+    )
 
 
 def _storage(tensor: Tensor) -> int:
@@ -348,16 +415,20 @@ def _name(func) -> str:
     return f"'{func._schema.name.partition('::')[2]}'"
 
 
-# Frames of these files are not the user's.
-_INTERNAL = ("/torch/", "/pyro/", "/inference/", "/contextlib.py")
+# Frames of these packages are not the user's.
+_LIBRARIES = tuple(os.path.dirname(str(package.__file__)) + os.sep for package in (torch, pyro))
+_OURS = os.path.dirname(__file__) + os.sep
 
 
 def _where() -> str:
-    """' at line 12 of model.py', the innermost line that is neither torch's, Pyro's nor ours."""
+    """', at line 12 of model.py': the innermost line of the pair that is not torch's or Pyro's."""
     for frame in reversed(traceback.extract_stack()):
-        path = frame.filename.replace("\\", "/")
-        if not any(part in path for part in _INTERNAL) and not path.startswith("<"):
-            return f", at line {frame.lineno} of {path.rpartition('/')[2]}"
+        path = frame.filename
+        if path == __file__ or path.startswith(_LIBRARIES) or path.endswith("contextlib.py"):
+            continue
+        if path.startswith(_OURS):  # who called the pair
+            return ""
+        return f", at line {frame.lineno} of {os.path.basename(path)}"
     return ""
 
 
@@ -395,14 +466,12 @@ def _hold_against_eager(
     parameters: Mapping[str, Tensor],
     inputs: tuple[Tensor, ...],
 ) -> None:
-    """Compare with the handlers' own evaluation where everything that may change has changed."""
-    *batch, beta = inputs
-    other = [*(b.flip(0) for b in batch), 0.5 * beta]
-    with _moved(list(parameters.values())):
-        with own_randomness(derived_seed("trace")):
-            expected = whole(*other)
-        with own_randomness(derived_seed("trace")), torch.no_grad():
-            found = graph(*parameters.values(), *other)
+    """Compare the graph with the handlers' own evaluation under the same noise."""
+    seed = derived_seed("trace")
+    with own_randomness(seed), validation(False), torch.enable_grad(), _put_back():
+        expected = whole(*inputs)
+    with own_randomness(seed), torch.no_grad():
+        found = graph(*parameters.values(), *inputs)
     loss, _, *gradients = expected
     names = ["loss", *(f"gradient of '{name}'" for name in parameters)]
     for name, a, b in zip(names, (loss, *gradients), (found[0], *found[2:]), strict=True):
@@ -414,14 +483,19 @@ def _hold_against_eager(
             )
 
 
+def _other_rows(batch: Tensor) -> Tensor:
+    """As many data, but others: also their mean is another one."""
+    return batch[torch.arange(len(batch), device=batch.device).flip(0) // 2]
+
+
 @contextlib.contextmanager
 def _moved(parameters: list[Tensor]) -> Iterator[None]:
-    """Parameters a little off, then exactly as they were."""
+    """Parameters a little off, those at 0 too, then exactly as they were."""
     kept = [p.detach().clone() for p in parameters]
     try:
         with torch.no_grad():
             for p in parameters:
-                p.mul_(1.001)
+                p.mul_(1.01).add_(0.01)
         yield
     finally:
         with torch.no_grad():

@@ -101,11 +101,18 @@ class Training:
         generator = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
         return torch.randperm(self.num_data, generator=generator).to(self.device)
 
+    def __post_init__(self) -> None:
+        children = [child for module in self.modules for child in module.modules()]
+        self._owned = [(c, n, p) for c in children for n, p in c._parameters.items()]
+        self._stored = dict(pyro.get_param_store()._params)
+
     def step(self, state: State, order: Tensor) -> None:
         """One batch: gather, transform, update. Advances `state`.
 
-        Raises: `NonFiniteError`; `state.step - error.steps_ago` is the step at fault.
+        Raises: `NonFiniteError`; `state.step - error.steps_ago` is the step at fault. `PairError`
+            if a parameter is another tensor than at the start.
         """
+        self._check_parameters()
         size = min(self.batch_size, self.num_data - state.batch * self.batch_size)
         beta = self.objective.beta(state.step, self.steps_per_epoch)
         self.optimizer.factor = self.schedule.factor(
@@ -123,6 +130,24 @@ class Training:
             self.engine.step(self.batch(rows), beta, size)
         if state.step % self.engine.read_every == 0:
             self.read(state)
+
+    def _check_parameters(self) -> None:
+        """Pyro and the optimizer would go on with the former tensor, whatever the module holds."""
+        store = pyro.get_param_store()._params
+        lost = next((n for n, p in self._stored.items() if store.get(n) is not p), None)
+        for child, name, parameter in self._owned:
+            if child._parameters.get(name) is not parameter:
+                lost = self._name_of(parameter) or name
+                break
+        if lost is not None:
+            raise PairError(
+                f"parameter '{lost}' was replaced by another tensor during training, which the "
+                "optimizer does not know; change its values in place (`with torch.no_grad(): "
+                "parameter.copy_(...)`)"
+            )
+
+    def _name_of(self, parameter: Tensor | None) -> str | None:
+        return next((n for n, p in self._stored.items() if p is parameter), None)
 
     def batch(self, rows: Tensor | None) -> tuple[Tensor, ...]:
         """These rows of the data (all, for a pair that takes no part), transformed."""
@@ -231,6 +256,7 @@ class Training:
             f"{key} was {saved.settings.get(key)!r}, now {settings.get(key)!r}"
             for key in sorted(saved.settings.keys() | settings.keys())
             if saved.settings.get(key) != settings.get(key)
+            and key != "engine"  # all give the same
             and not (key == "epochs" and self.may_grow(saved.settings.get(key), settings[key]))
         ]
         if changed:
@@ -293,7 +319,10 @@ def _state_item(item: Any, parameter: Tensor) -> Any:
     if not isinstance(item, Tensor):
         return item
     # Fused optimizers keep the step count on the parameter's device, in float32.
-    return item.clone().to(parameter.device)
+    item = item.to(parameter.device)
+    if item.shape == parameter.shape:  # and the rest in the order of its memory
+        return torch.empty_like(parameter, dtype=item.dtype).copy_(item)
+    return item.clone()
 
 
 def init(

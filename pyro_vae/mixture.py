@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal, constraints
+from torch.nn import functional
 
 # Whitened numbers held at once: 2^19 float64 are 4 MiB, which stay in a processor's cache.
 SLICE_NUMBERS = 2**19
@@ -106,8 +107,9 @@ def _diagonal(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     precision = scale**-2
     linear = precision * loc
     constant = -0.5 * (linear * loc).sum(-1) - scale.log().sum(-1) - _half_log_2pi(loc)
-    product = torch.cat([z * z, z], -1) @ torch.cat([-0.5 * precision, linear], -1).T
-    return product + constant
+    return functional.linear(
+        torch.cat([z * z, z], -1), torch.cat([-0.5 * precision, linear], -1), constant
+    )
 
 
 def _full(z: Tensor, loc: Tensor, tril: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def test_the_progress_bar_goes_to_standard_error(capsys):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of 5 x 16 numbers: 1 datum x 16 samples at D = 5."""
-    monkeypatch.setattr(tiles, "TILE_NUMBERS", 80)
+    monkeypatch.setitem(tiles.TILE_NUMBERS, "cpu", 80)
 
 
 def test_num_samples_is_honoured_exactly(small_tiles):
@@ -195,9 +195,9 @@ def test_ragged_tiles(monkeypatch):
     pair = linear_gaussian(seed=1, stretch=1.6)
     x = pair.sample(33)
     whole = log_px(pair, x, 300)
-    monkeypatch.setattr(tiles, "TILE_NUMBERS", 10 * 300 * 5)
+    monkeypatch.setitem(tiles.TILE_NUMBERS, "cpu", 10 * 300 * 5)
     rows = log_px(pair, x, 300)
-    monkeypatch.setattr(tiles, "TILE_NUMBERS", 128 * 5)
+    monkeypatch.setitem(tiles.TILE_NUMBERS, "cpu", 128 * 5)
     columns = log_px(pair, x, 300)
     assert (whole.tile, rows.tile, columns.tile) == ((33, 300), (10, 300), (1, 128))
     truth = pair.log_px(x)
@@ -268,10 +268,10 @@ def test_tiles_respect_large_inner_plates():
 
     with tiles.tiled(model, guide, torch.randn(50, 4096), 1000, seed=0, plate="data") as laid:
         assert laid.pair.event_numel == 4096
-        assert laid.data_per_tile * laid.samples_per_tile * 4096 <= tiles.TILE_NUMBERS
+        assert laid.data_per_tile * laid.samples_per_tile * 4096 <= tiles.TILE_NUMBERS["cpu"]
     with tiles.tiled(model, guide, torch.randn(50, 4096), 1000, seed=0, plate=None) as laid:
         assert laid.data_per_tile == 50
-        assert laid.samples_per_tile * 50 * 4096 <= tiles.TILE_NUMBERS
+        assert laid.samples_per_tile * 50 * 4096 <= tiles.TILE_NUMBERS["cpu"]
 
 
 # No traces ---------------------------------------------------------------------------------

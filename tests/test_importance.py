@@ -16,7 +16,8 @@ from pyro import poutine
 
 import inference
 import pyro_vae as pv
-from inference.evidence.importance import summarize
+from inference import tiles
+from inference.evidence import streaming
 from tests.exact_models import (
     LinearGaussian,
     agrees,
@@ -83,7 +84,9 @@ def ordinary():
 
 def judge(log_weight, truth) -> bool:
     """The checks above, on a bare matrix of log-weights `[N, K]`."""
-    found = summarize(log_weight, torch.zeros(len(log_weight)))
+    rounding = torch.zeros(len(log_weight), dtype=torch.float64)
+    state = streaming.update(streaming.init(*log_weight.shape), log_weight, rounding)
+    found = streaming.finish(state)
     ratio = (found["value"] - truth).exp()
     return (
         agrees(found["value"], truth, found["std_error"], ceiling=0.1)
@@ -234,6 +237,38 @@ def test_more_samples_raise_the_expected_value():
     assert float(gap.mean()) < -5 * float(gap.std()) / math.sqrt(len(x))
     assert few.mean < more.mean
     assert agrees(more.mean, float(pair.log_px(x).mean()) + more.bias_estimate, more.mc_std_error)
+
+
+def test_samples_come_in_tiles_and_none_is_lost(monkeypatch):
+    """What the estimate is made of, seen on its way: small pieces, each datum's in its place."""
+    pair = linear_gaussian(seed=1, stretch=1.6)
+    x = pair.sample(70)
+    monkeypatch.setitem(tiles.TILE_NUMBERS, "cpu", 100 * x.shape[1])
+    pieces = []
+    update = streaming.update
+
+    def spy(state, log_weight, rounding):
+        pieces.append(log_weight)
+        return update(state, log_weight, rounding)
+
+    monkeypatch.setattr(streaming, "update", spy)
+    found = log_px(pair.model, pair.guide, x, 430)
+    assert found.tile[1] < 430
+    assert all(piece.shape[1] <= found.tile[1] for piece in pieces)
+    blocks, held = [[]], 0
+    for piece in pieces:
+        blocks[-1].append(piece)
+        held += piece.shape[1]
+        if held == 430:
+            blocks, held = [*blocks, []], 0
+    assert blocks.pop() == []
+    log_weight = torch.cat([torch.cat(block, 1) for block in blocks])
+    assert log_weight.shape == (70, 430)
+    expected = log_weight.logsumexp(1) - math.log(430)
+    assert torch.allclose(found.value, expected, atol=1e-10, rtol=0)
+    assert torch.allclose(found.elbo, log_weight.mean(1), atol=1e-10, rtol=0)
+    assert torch.allclose(found.khat, inference.pareto_khat(log_weight), atol=1e-10, rtol=0)
+    assert agrees(found.value, pair.log_px(x), found.std_error, ceiling=0.1)
 
 
 # Mixture priors ----------------------------------------------------------------------------

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, softplus
 
 import pyro_vae as pv
+from pyro_vae.likelihoods import bernoulli
 from pyro_vae.part import Shapes
 
 SIGMAS = ["fixed", "learned", "per_pixel", "predicted"]
@@ -272,3 +273,133 @@ def test_bernoulli_at_the_edges():
     for grey in (0.5, 2.0, math.nan):
         with pytest.raises(ValueError, match="support"):
             module(logits).log_prob(torch.tensor([grey]))
+
+
+# Without gradients: products in place of softplus -----------------------------------------------
+
+SIZES = [1, 7, 16, 61, 784, 1024, 1025, 3072]
+
+
+def binary(count, rows=20):
+    return torch.rand(rows, count).round()
+
+
+def exact_log_p(logits, x):
+    """log sigmoid(+-l), summed in float64."""
+    signed = torch.where(x > 0.5, logits, -logits).double()
+    return logsigmoid(signed).sum(-1)
+
+
+def extremes(x):
+    """Logits `[rows, D]`, by name; `right` ones agree with the data."""
+    sign = 2 * x - 1
+    levels = (0.0, 1e-8, 1e-3, 1.0, 17.0, 50.0, 1e4)
+    return {
+        **{f"all {level}": torch.full_like(x, level) for level in levels},
+        **{f"right {level}": sign * level for level in levels},
+        **{f"normal {scale}": scale * torch.randn_like(x) for scale in (0.1, 3.0, 30.0)},
+        "right 10": sign * 10 * torch.randn_like(x).abs(),
+        "mixed": torch.tensor([1e4, -50.0, 0.0, 1e-8])[torch.randint(4, x.shape)],
+    }
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_products_are_as_exact_as_softplus(count):
+    x = binary(count)
+    module = pv.likelihoods.Bernoulli().build(Shapes(data=(count,), latent=(2,)))
+    for name, logits in extremes(x).items():
+        expected = exact_log_p(logits, x)
+        error = (module(logits).log_prob(x).double() - expected).abs().max()
+        plain = ((x * logits - softplus(logits)).sum(-1).double() - expected).abs().max()
+        # Sums of D float32 numbers: a few last places of the total, and 4e-8 for each factor.
+        assert error <= 1.5 * plain + 4e-7 * expected.abs().max() + 5e-8 * count, name
+
+
+@pytest.mark.parametrize("groups", ["one product of all", "one factor forgotten"])
+def test_the_check_sees_wrong_groups(groups, monkeypatch):
+    def wrong(factors):
+        if groups == "one product of all":  # underflows
+            return factors.prod(-1).log()
+        return right(factors[..., 1:])
+
+    right = bernoulli._sum_of_logs
+    monkeypatch.setattr(bernoulli, "_sum_of_logs", wrong)
+    with pytest.raises(AssertionError):
+        test_products_are_as_exact_as_softplus(784)
+
+
+@pytest.mark.parametrize("data", [(784,), (3, 4, 5)])
+def test_both_ways_agree_where_one_x_meets_many_outputs(data):
+    module = pv.likelihoods.Bernoulli().build(Shapes(data=data, latent=(2,)))
+    logits = 3 * torch.randn(6, 5, *data)
+    x = torch.rand(5, *data).round()
+    with_gradients = module(logits.clone().requires_grad_()).log_prob(x)
+    assert with_gradients.requires_grad
+    found = module(logits).log_prob(x)
+    assert found.shape == (6, 5)
+    torch.testing.assert_close(found, with_gradients.detach())
+    with torch.no_grad():
+        assert torch.equal(module(logits.requires_grad_()).log_prob(x), found)
+
+
+def test_low_precision_outputs_are_summed_in_float32():
+    for build_module in (pv.likelihoods.Bernoulli().build, pv.likelihoods.Gaussian().build):
+        module = build_module(Shapes(data=(784,), latent=(2,)))
+        outputs = torch.randn(5, 784, dtype=torch.bfloat16)
+        x = torch.rand(5, 784).round()
+        found = module(outputs).log_prob(x)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, module(outputs.float()).log_prob(x), rtol=0, atol=0)
+
+
+# Recorded once ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unchecked():
+    """Checks of values are not traceable."""
+    distribution = torch.distributions.Distribution
+    validate = distribution._validate_args
+    distribution.set_default_validate_args(False)
+    yield
+    distribution.set_default_validate_args(validate)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("likelihood", ["bernoulli", *SIGMAS])
+def test_densities_are_traced_bit_for_bit(likelihood, gradients, unchecked):
+    if likelihood == "bernoulli":
+        spec = pv.likelihoods.Bernoulli()
+        module = spec.build(Shapes(data=(3, 7), latent=(2,)))
+    else:
+        spec, module = build(likelihood, (3, 7))
+
+    def density(outputs, x):
+        if not gradients:
+            return (module(outputs).log_prob(x),)
+        log_p = module(outputs).log_prob(x)
+        return log_p, *torch.autograd.grad(log_p.sum(), outputs)
+
+    def inputs():
+        outputs = torch.randn(4, 5, *spec.param_shape((3, 7)))
+        return outputs.requires_grad_(gradients), torch.rand(5, 3, 7).round()
+
+    with torch.set_grad_enabled(gradients):
+        graph = make_fx(density)(*inputs())
+        new = inputs()
+        for found, expected in zip(graph(*new), density(*new), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_gaussian_images_expand(sigma):
+    spec, module = build(sigma, (3, 2), scale=0.7)
+    p = module(torch.randn(5, *spec.param_shape((3, 2))))
+    wide = p.expand([4, 5])
+    assert (wide.batch_shape, wide.event_shape) == ((4, 5), (3, 2))
+    x = torch.randn(4, 5, 3, 2)
+    torch.testing.assert_close(wide.log_prob(x), p.log_prob(x), rtol=0, atol=0)
+    torch.testing.assert_close(wide.log_prob(x[0]), p.log_prob(x[0]).expand(4, 5))
+    assert wide.sample().shape == (4, 5, 3, 2)
+    with pytest.raises(ValueError, match="support"):
+        wide.log_prob(torch.full((3, 2), math.nan))

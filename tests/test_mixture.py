@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions import constraints
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import softplus
 
 import pyro_vae as pv
@@ -191,6 +192,21 @@ def test_shapes_under_expand_and_plates(family, own_store):
     assert site["value"].shape == (2, 6, 3)
     torch.testing.assert_close(site["log_prob"], mixture.log_prob(site["value"]))
     assert len({tuple(row.tolist()) for row in site["value"].reshape(-1, 3)}) == 12
+
+
+@FAMILIES
+def test_densities_are_traced_bit_for_bit(family):
+    logits, loc, spread = family(num=7, dim=3)
+
+    def density(logits, loc, spread, z):
+        mixture, _ = build(logits, loc, spread)
+        return mixture.log_prob(z)
+
+    with pyro.validation_enabled(False), torch.no_grad():  # checks of values are not traceable
+        graph = make_fx(density)(logits, loc, spread, torch.randn(4, 5, 3))
+        logits, loc, spread = family(num=7, dim=3)
+        z = torch.randn(4, 5, 3)
+        assert torch.equal(graph(logits, loc, spread, z), density(logits, loc, spread, z))
 
 
 def test_what_does_not_fit_is_refused():

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from inference.evidence.importance import summarize
 from inference.evidence.smoothing import khat_threshold, pareto_khat, tail_length
 from tests.exact_models import linear_gaussian
 
@@ -182,36 +181,3 @@ def test_rows_do_not_disturb_each_other():
 def test_threshold(num_samples, threshold):
     """min(1 - 1/log10 K, 0.7)."""
     assert khat_threshold(num_samples) == pytest.approx(threshold)
-
-
-# The other columns of a summary, at the same edges -----------------------------------------
-
-
-def summary(*rows) -> dict[str, torch.Tensor]:
-    return summarize(torch.tensor(rows, dtype=torch.float64), torch.zeros(len(rows)))
-
-
-def test_one_sample_has_no_error():
-    found = summary([-3.0])
-    assert found["value"].tolist() == [-3.0]
-    assert math.isnan(found["std_error"])
-    assert math.isnan(found["khat"])
-    assert found["ess"].tolist() == [1.0]
-
-
-def test_value_and_error_by_hand():
-    w = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
-    found = summary((w.log() - 400).tolist())  # far below the smallest float64 weight squared
-    assert float(found["value"]) == pytest.approx(math.log(3.0) - 400)
-    assert float(found["ess"]) == pytest.approx(144 / 50)
-    assert float(found["std_error"]) == pytest.approx(math.sqrt(50 / 144 - 1 / 4))
-    assert float(found["elbo"]) == pytest.approx(math.log(36) / 4 - 400)
-
-
-def test_zero_weights_count_in_the_mean():
-    found = summary([0.0, -INF])
-    assert float(found["value"]) == pytest.approx(-math.log(2))
-    assert float(found["ess"]) == 1.0
-    none = summary([-INF, -INF])
-    assert none["value"].tolist() == [-INF]
-    assert math.isnan(none["std_error"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inference.engines.enumerated import EnumeratedLoss
 from inference.engines.scaled import PerDatum
+from inference.errors import EngineWarning
 from inference.isolation import validation
 from inference.objectives.elbo import ELBO
 from inference.optimizer import SingleOptimizer
@@ -41,12 +45,28 @@ class Engine:
         self.pair, self.objective, self.optimizer = pair, objective, optimizer
         self.num_data, self.device, self.vectorize = num_data, device, vectorize
         self.modules, self.precision = list(modules), precision
-        # One dimension more than the pair's plates: for the particles.
-        self.pyro_loss = objective.pyro_loss(
-            vectorize=vectorize, max_plate_nesting=pair.max_plate_nesting
-        )
+        self.remarks: list[str] = []
         self.handler = PerDatum(pair, num_data)
+        self.pyro_loss: Any = self._pyro_loss()
         self.model, self.guide = self.handler(pair.model), self.handler(pair.guide)
+
+    def remark(self, sentence: str) -> None:
+        """Say, once and in the result, how this training is run otherwise than announced."""
+        self.remarks.append(sentence)
+        warnings.warn(f"the {self.name} engine: {sentence}", EngineWarning, stacklevel=2)
+
+    def doubt(self) -> None:
+        """Code of the user's has run between steps: it may have changed more than tensors."""
+
+    def _pyro_loss(self) -> Any:
+        if self.pair.enumerated:
+            return EnumeratedLoss(
+                self.pair, self.objective, self.num_data, self.handler, vectorize=self.vectorize
+            )
+        # One dimension more than the pair's plates: for the particles.
+        return self.objective.pyro_loss(
+            vectorize=self.vectorize, max_plate_nesting=self.pair.max_plate_nesting
+        )
 
     def step(self, batch: tuple[Tensor, ...], beta: float, size: int) -> None:
         """One update of the weights from `size` data; its objective, before it, joins the sums.

@@ -39,7 +39,8 @@ def choose(
 ) -> Choice:
     """The engine for a training of `total_steps` with batches like this one.
 
-    `make` builds an engine of a class. What cannot be recorded or compiled is run eagerly.
+    `make` builds an engine of a class. What cannot be captured is run compiled, and what cannot be
+    recorded or compiled is run eagerly.
     Raises: `RequestError` for `cuda_graph` on another device.
     """
     if asked == "cuda_graph" and device.type != "cuda":
@@ -54,16 +55,22 @@ def choose(
             make(Eager),
             f"{total_steps} steps do not repay compiling (from {REPAID_AFTER} steps on)",
         )
-    kind: type[Compiled] = Compiled
+    kinds: list[type[Compiled]] = [Compiled]
     if asked == "cuda_graph" or (asked == "auto" and device.type == "cuda"):
-        kind = CudaGraph
-    engine = make(kind)
-    assert isinstance(engine, Compiled)
-    try:
-        engine.prepare(batch, size)
-    except Untraceable as error:
-        return Choice(make(Eager), f"not {kind.name}, since {error}")
-    except CompilationError as error:
-        return Choice(make(Eager), f"not {kind.name}, since compiling failed ({error})")
-    reason = "as asked" if asked != "auto" else f"{total_steps} steps repay compiling"
-    return Choice(engine, reason)
+        kinds.insert(0, CudaGraph)
+    refusals = []
+    for kind in kinds:
+        engine = make(kind)
+        assert isinstance(engine, Compiled)
+        try:
+            engine.prepare(batch, size)
+        except Untraceable as error:
+            refusals.append(f"not {kind.name}, since {error}")
+        except CompilationError as error:
+            refusals.append(f"not {kind.name}, since compiling failed ({error})")
+        else:
+            long = f"{total_steps} steps repay compiling"
+            return Choice(
+                engine, refusals[0] if refusals else "as asked" if asked != "auto" else long
+            )
+    return Choice(make(Eager), refusals[-1])

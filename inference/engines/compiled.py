@@ -13,14 +13,18 @@ from inference.compiling import compile_graph
 from inference.engines.base import Engine
 from inference.engines.eager import Eager
 from inference.engines.recording import Board, Recorded, record_step
-from inference.errors import NonFiniteError
+from inference.errors import CompilationError, NonFiniteError, Untraceable
 from inference.isolation import own_randomness
-from inference.precision import products
 from inference.tracing import Traced, trace_loss
 
 # A shape that comes once an epoch is compiled where an epoch is this short; elsewhere its graph is
 # run operation by operation, which costs about as much as an eager step.
 SHORT_EPOCH = 8
+
+
+# So many recordings in one training; what is new after them is run eagerly. Batches of ever new
+# shapes, or a number of the model's that a callback changes each epoch, would be compiled forever.
+MOST_RECORDINGS = 8
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Program:
     run: Callable
     board: Board
     parameters: list[Tensor]
+    doubtful: bool = False  # user code has run since it was last compared with the handlers
 
     @property
     def traced(self) -> Traced:
@@ -42,7 +47,8 @@ class Compiled(Engine):
 
     One recording a batch shape. Its first step from fresh weights is an eager one: Pyro's
     validation is on, and the optimizer makes its state. What changes how the pair computes
-    (train/eval modes, frozen parameters, another shape) is noticed and recorded anew.
+    (train/eval modes, frozen parameters, another shape, numbers that a callback changes) is
+    noticed and recorded anew; what cannot be recorded then is run eagerly.
     """
 
     name = "compiled"
@@ -51,12 +57,12 @@ class Compiled(Engine):
         super().__init__(*args, **kwargs)
         self.eager = Eager(*args, **kwargs)
         self.steps_per_epoch = steps_per_epoch
-        self.programs: dict[tuple, Program] = {}
+        self.programs: dict[tuple, Program | None] = {}  # None: its steps are eager ones
         self.recordings = 0
-        wide = {"dtype": torch.float64, "device": self.device}
-        self.beta = torch.ones((), **wide)  # type: ignore[arg-type]
-        self.learning_rate = torch.ones((), **wide)  # type: ignore[arg-type]
-        self._totals = torch.zeros(2, **wide)  # type: ignore[arg-type]
+        self._usual: int | None = None  # data in all batches but the last
+        self.beta = torch.ones((), dtype=torch.float64, device=self.device)
+        self.learning_rate = torch.ones((), dtype=torch.float64, device=self.device)
+        self._totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         self._failed = torch.zeros((), dtype=torch.int64, device=self.device)
         self._children = [child for module in self.modules for child in module.modules()]
 
@@ -65,7 +71,9 @@ class Compiled(Engine):
 
         Raises: `Untraceable`, `CompilationError`.
         """
-        self._record(batch, size, main=True)
+        self._usual = size
+        batch = tuple(b.contiguous() for b in batch)
+        self.programs[self._key(batch, size)] = self._record(batch, size)
 
     def start(self, objective_sum: float, norm_sum: float) -> None:
         self._totals.copy_(torch.tensor([objective_sum, norm_sum], dtype=torch.float64))
@@ -75,17 +83,42 @@ class Compiled(Engine):
         objective, norm = self._totals.tolist()
         return objective, norm
 
+    def doubt(self) -> None:
+        for program in self.programs.values():
+            if program is not None:
+                program.doubtful = True
+
     def step(self, batch: tuple[Tensor, ...], beta: float, size: int) -> None:
         batch = tuple(b.contiguous() for b in batch)
-        program = self.programs.get(self._key(batch, size)) or self._record(batch, size)
-        states = self._states(program)
-        if states is None:
+        program = self._program(batch, size)
+        states = None if program is None else self._states(program)
+        if program is None or states is None:
+            self._check(after=1)
             self.eager.start(*self._totals.tolist())
             self.eager.step(batch, beta, size)
             self.start(*self.eager.sums())
             return
         self._set(beta)
         self._run(program, states, batch)
+
+    def _program(self, batch: tuple[Tensor, ...], size: int) -> Program | None:
+        """The step for such batches, recorded where it is new; None where it cannot be."""
+        key = self._key(batch, size)
+        program = self.programs.get(key)
+        if program is not None and program.doubtful:
+            try:
+                program.traced.check(*batch)
+                program.doubtful = False
+            except Untraceable:  # the others would be wrong, too
+                self._check(after=1)
+                self.programs.clear()
+        if key not in self.programs:
+            try:
+                self.programs[key] = self._record(batch, size)
+            except (Untraceable, CompilationError) as error:
+                self.programs[key] = None
+                self.remark(f"steps on {_shapes(batch)} are eager ones, since {error}")
+        return self.programs[key]
 
     def _states(self, program: Program) -> list[Tensor] | None:
         return self.optimizer.state_of(program.parameters, program.recorded.state_keys)
@@ -111,42 +144,50 @@ class Compiled(Engine):
             size,
             *((b.shape, b.dtype) for b in batch),
             *(child.training for child in self._children),
-            *(p.requires_grad for p in pyro.get_param_store()._params.values()),
+            *((p.requires_grad, p.stride()) for p in pyro.get_param_store()._params.values()),
         )
 
-    def _record(self, batch: tuple[Tensor, ...], size: int, *, main: bool = False) -> Program:
+    def _record(self, batch: tuple[Tensor, ...], size: int) -> Program:
+        """Raises: `Untraceable`, `CompilationError`."""
+        if self.recordings == MOST_RECORDINGS:
+            raise Untraceable(f"{MOST_RECORDINGS} recordings were made already")
         with own_randomness():  # recording draws, too
-            return self._new_program(batch, size, main)
-
-    def _new_program(self, batch: tuple[Tensor, ...], size: int, main: bool) -> Program:
-        batch = tuple(b.contiguous() for b in batch)
-        with products(self.precision):
             traced = trace_loss(
-                self.pair, self.objective, batch, self.num_data, vectorize=self.vectorize
+                self.pair,
+                self.objective,
+                batch,
+                self.num_data,
+                vectorize=self.vectorize,
+                precision=self.precision,
             )
-        recorded = record_step(traced, self.optimizer, batch, size)
-        board = Board.of(traced, self.device)
-        board = Board(self._totals, self._failed, board.culprits)
-        parameters = [p.detach() for p in traced.parameters.values()]
-        run: Callable = recorded.graph
-        if main or self.programs == {} or self.steps_per_epoch <= SHORT_EPOCH:
-            states = recorded.states(self.optimizer.example_state(parameters))
-            inputs = [*parameters, *states, *board.tensors(), *batch, self.beta, self.learning_rate]
-            # An example of its own: nothing may be touched by compiling.
-            run = compile_graph(recorded.graph, [i.clone() for i in inputs])
+            recorded = record_step(traced, self.optimizer, batch, size)
+            self._accept(recorded)
+            board = Board.of(traced, self.device)
+            board = Board(self._totals, self._failed, board.culprits)
+            run: Callable = recorded.graph
+            if size == self._usual or self.steps_per_epoch <= SHORT_EPOCH:
+                parameters = [p.detach() for p in traced.parameters.values()]
+                states = recorded.states(self.optimizer.example_state(parameters))
+                scalars = self.beta, self.learning_rate
+                inputs = [*parameters, *states, *board.tensors(), *batch, *scalars]
+                # An example of its own: nothing may be touched by compiling.
+                run = compile_graph(recorded.graph, [i.clone() for i in inputs])
         self.recordings += 1
-        program = Program(recorded, run, board, list(traced.parameters.values()))
-        self.programs[self._key(batch, size)] = program
-        return program
+        return Program(recorded, run, board, list(traced.parameters.values()))
 
-    def _check(self) -> None:
-        """Raises `NonFiniteError` if a step since the last check was not finite."""
+    def _accept(self, recorded: Recorded) -> None:
+        """Raises: `Untraceable` where this engine cannot run such a step."""
+
+    def _check(self, after: int = 0) -> None:
+        """Raises `NonFiniteError` if a step was not finite, `after` steps that are not yet run."""
         since = int(self._failed)
         if not since:
             return
-        for program in self.programs.values():
-            if not bool(torch.isfinite(program.board.culprits).all()):
-                raise NonFiniteError(_culprit(program), steps_ago=since - 1)
+        programs = [program for program in self.programs.values() if program is not None]
+        said = (_culprit(p) for p in programs if not bool(torch.isfinite(p.board.culprits).all()))
+        raise NonFiniteError(
+            next(said, "the norm of all gradients is not finite"), steps_ago=since - 1 + after
+        )
 
 
 def _culprit(program: Program) -> str:
@@ -155,7 +196,9 @@ def _culprit(program: Program) -> str:
     loss, *values = program.board.culprits.tolist()
     complaints, norms = values[: len(traced.complaints)], values[len(traced.complaints) :]
     if _finite(loss):
-        bad = _first_bad(tuple(traced.parameters), norms)
+        # In the order of their names, as the optimizer has them.
+        names, numbers = zip(*sorted(zip(traced.parameters, norms, strict=True)), strict=True)
+        bad = _first_bad(names, numbers)
         what = f"the gradient of parameter '{bad}'" if bad else "the norm of all gradients"
         said = f"{what} is not finite"
     else:
@@ -170,3 +213,7 @@ def _first_bad(names: Sequence[str], numbers: Sequence[float]) -> str | None:
 
 def _finite(value: float) -> bool:
     return abs(value) < float("inf")
+
+
+def _shapes(batch: Sequence[Tensor]) -> str:
+    return ", ".join(str(list(b.shape)) for b in batch)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from inference.engines.compiled import Compiled, Program
+from inference.engines.recording import Recorded
+from inference.errors import CompilationError, Untraceable
 
 
 @dataclass
 class _Captured:
-    """A captured step with the static tensors it reads."""
+    """A captured step with the static tensors that its inputs are copied to."""
 
     graph: torch.cuda.CUDAGraph
+    program: Program
     batch: tuple[Tensor, ...]
     rows: Tensor | None
-    # What the graph refers to by address; if another tensor comes, it is captured anew.
-    held: list[Tensor] = field(default_factory=list)
+    # What else the graph refers to by address: where it moves, the step is captured anew.
+    addresses: list[int]
 
 
 class CudaGraph(Compiled):
@@ -42,6 +45,8 @@ class CudaGraph(Compiled):
     ) -> None:
         example = tuple(a[:1].expand(len(rows), *a.shape[1:]) for a in arguments)
         program = self.programs.get(self._key(example, size))
+        if program is not None and program.doubtful:
+            program = self._program(tuple(a[rows].contiguous() for a in arguments), size)
         states = None if program is None else self._states(program)
         if program is None or states is None:
             super().step_rows(arguments, rows, beta, size)
@@ -57,6 +62,14 @@ class CudaGraph(Compiled):
             static.copy_(given)
         captured.graph.replay()
 
+    def _accept(self, recorded: Recorded) -> None:
+        culprit = off_device(recorded.graph, self.device)
+        if culprit is not None:
+            raise Untraceable(
+                f"{culprit} works on a tensor that is not on {self.device}: a launched graph "
+                "would see its first value forever"
+            )
+
     def _capture(
         self,
         program: Program,
@@ -64,18 +77,20 @@ class CudaGraph(Compiled):
         source: tuple[Tensor, ...],
         rows: Tensor | None,
     ) -> _Captured:
-        """The captured step, made at its first use and whenever a tensor it refers to moved."""
+        """The captured step, made at its first use and whenever a tensor it refers to moved.
+
+        Raises: `CompilationError`.
+        """
         mutated = [*program.parameters, *states, *program.board.tensors()]
-        held = [*mutated, *(source if rows is not None else ())]
+        addresses = [t.data_ptr() for t in (*mutated, *(() if rows is None else source))]
         key = (id(program), rows is not None)
         found = self._captured.get(key)
-        if found is not None and all(a is b for a, b in zip(found.held, held, strict=True)):
+        if found is not None and found.addresses == addresses:
             return found
+        living = [id(p) for p in self.programs.values()]
+        self._captured = {k: c for k, c in self._captured.items() if k[0] in living and k != key}
         static_rows = None if rows is None else rows.clone()
-        if rows is None:
-            static = tuple(b.clone() for b in source)
-        else:
-            static = tuple(a[rows] for a in source)
+        static = tuple(b.clone() for b in source) if rows is None else ()
 
         def run() -> None:
             batch = static
@@ -87,17 +102,51 @@ class CudaGraph(Compiled):
         kept = [tensor.detach().clone() for tensor in mutated]
         random = torch.cuda.get_rng_state(self.device)
         graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):
+        here = torch.cuda.current_stream(self.device)
+        aside = torch.cuda.Stream(self.device)
+        try:
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):
+                for _ in range(2):
+                    run()
+            here.wait_stream(aside)
+            with torch.cuda.graph(graph, stream=aside):
                 run()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        with torch.cuda.graph(graph):
-            run()
-        with torch.no_grad():
-            for tensor, value in zip(mutated, kept, strict=True):
-                tensor.copy_(value)
-        torch.cuda.set_rng_state(random, self.device)
-        self._captured[key] = _Captured(graph, static, static_rows, held)
+        except RuntimeError as error:
+            raise CompilationError(
+                f"the step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); use "
+                "engine='compiled'"
+            ) from error
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(mutated, kept, strict=True):
+                    tensor.copy_(value)
+            torch.cuda.set_rng_state(random, self.device)
+        self._captured[key] = _Captured(graph, program, static, static_rows, addresses)
         return self._captured[key]
+
+
+def off_device(graph_module: fx.GraphModule, device: torch.device) -> str | None:
+    """The first operation that a launched graph would not repeat: its tensor is elsewhere.
+
+    Scalar constants on the CPU are handed to kernels by value, which is right.
+    """
+
+    def away(node: fx.Node) -> bool:
+        held = getattr(graph_module, str(node.target)) if node.op == "get_attr" else None
+        value = node.meta.get("val", held)
+        return isinstance(value, Tensor) and value.device.type != device.type
+
+    aten = torch.ops.aten
+    for node in graph_module.graph.nodes:
+        taken = [n for n in node.all_input_nodes if away(n)]
+        if node.op == "get_attr" and away(node):
+            if any(user.target is not aten.lift_fresh_copy.default for user in node.users):
+                return "the pair"
+        elif node.op == "call_function" and (taken or away(node)):
+            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            scalar = not away(node) or node.meta["val"].dim() == 0
+            copies = not away(node) and node.target in (aten._to_copy.default, aten.copy_.default)
+            if random or copies or not scalar:
+                return f"'{node.target._schema.name.partition('::')[2]}'"
+    return None

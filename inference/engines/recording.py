@@ -44,12 +44,11 @@ class Board:
 
     @classmethod
     def of(cls, traced: Traced, device: torch.device) -> Board:
-        wide = {"dtype": torch.float64, "device": device}
         size = 1 + len(traced.complaints) + len(traced.parameters)
         return cls(
-            torch.zeros(2, **wide),  # type: ignore[arg-type]
+            torch.zeros(2, dtype=torch.float64, device=device),
             torch.zeros((), dtype=torch.int64, device=device),
-            torch.zeros(size, **wide),  # type: ignore[arg-type]
+            torch.zeros(size, dtype=torch.float64, device=device),
         )
 
     def tensors(self) -> list[Tensor]:
@@ -72,6 +71,11 @@ def record_step(
     if any(value is not None for state in numbers for value in state.values()):
         raise Untraceable(f"optimizer '{optimizer.cls.__name__}' counts in Python numbers")
     device = parameters[0].device
+    kept = [item for state in examples for item in state.values() if isinstance(item, Tensor)]
+    if any(item.device != device for item in kept):
+        raise Untraceable(
+            f"optimizer '{optimizer.cls.__name__}' keeps a part of its state away from {device}"
+        )
     board = Board.of(traced, device).tensors()
     flat_states = [state[key] for state, names in zip(examples, keys, strict=True) for key in names]
 

@@ -49,13 +49,15 @@ class GaussianModule(LikelihoodModule):
 
     def forward(self, outputs):
         event_dim = len(self.shapes.data)
+        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # under autocast
         if self.sigma == "predicted":
             loc, raw = outputs.unbind(-event_dim - 1)
-            scale = self._bounded(raw, 10.0).exp()
+            return GaussianImage(loc, self._bounded(raw, 10.0), event_dim)
+        if self.sigma == "fixed":
+            log_sigma = outputs.new_full((), math.log(self.scale))
         else:
-            loc = outputs
-            scale = self.fitted_sigma().to(outputs).expand(self.shapes.data)
-        return dist.Normal(loc, scale).to_event(event_dim)
+            log_sigma = self._bounded(self.log_sigma).to(outputs)
+        return GaussianImage(outputs, log_sigma.expand(self.shapes.data), event_dim)
 
     def fitted_sigma(self) -> Tensor:
         if self.sigma == "fixed":
@@ -101,6 +103,34 @@ class GaussianModule(LikelihoodModule):
             f"floor ten times lower would move log p(x) by up to {shift:.0f} nats per "
             "datum, so log p(x) says more about the floor than about the model"
         ]
+
+
+class GaussianImage(dist.Independent):
+    """log p(x) = -1/2 |(x - loc) / sigma|^2 - sum_d log sigma_d - D/2 log 2 pi.
+
+    `log_sigma` is `[*data]`, or `[..., *data]` where each datum has its own. `Normal` would take a
+    logarithm and a division for each pixel of each datum; what depends on sigma alone is computed
+    once here (5,000 x 784, one thread: 0.3 ms in place of 1 to 3 compiled, 4 in place of 15 eager).
+    """
+
+    def __init__(self, loc: Tensor, log_sigma: Tensor, event_dim: int):
+        self.log_sigma = log_sigma
+        super().__init__(dist.Normal(loc, log_sigma.exp()), event_dim)
+
+    def expand(self, batch_shape, _instance=None):
+        new = self._get_checked_instance(GaussianImage, _instance)
+        new.log_sigma = self.log_sigma  # it broadcasts by itself
+        return super().expand(batch_shape, _instance=new)
+
+    def log_prob(self, value):
+        if self._validate_args:
+            self._validate_sample(value)
+        pixels = tuple(range(-self.reinterpreted_batch_ndims, 0))
+        ratio = (value - self.base_dist.loc) * (-self.log_sigma).exp()
+        constant = 0.5 * self.event_shape.numel() * math.log(2 * math.pi)
+        if self.log_sigma.dim() == len(pixels):  # one for all data
+            return -0.5 * ratio.square().sum(pixels) - (self.log_sigma.sum() + constant)
+        return (-0.5 * ratio.square() - self.log_sigma).sum(pixels) - constant
 
 
 class _Bounded(torch.autograd.Function):

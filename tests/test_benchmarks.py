@@ -1,0 +1,250 @@
+"""The speed benchmark runs in small, survives what fails, and writes what the README shows."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+ROWS = "^training-20/(products|hand-eager|numpyro-scan)$|^gpu-training-128/svi$"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """`benchmarks` stands beside the packages; it is not installed with them."""
+    monkeypatch.syspath_prepend(ROOT)
+
+
+def call(module, *arguments):
+    """`python -m module`, with warnings as errors and peers whose interpreter is not there."""
+    environment = {**os.environ, "PYRO_VAE_PEERS": str(ROOT / "no" / "such" / "python")}
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    """The file of a tiny run."""
+    path = tmp_path_factory.mktemp("speed") / "speed.json"
+    call("benchmarks.speed", "--quick", "--threads", 1, "--only", ROWS, "--out", path)
+    return path
+
+
+def test_rows_are_measured_side_by_side(result):
+    found = json.loads(result.read_text())
+    section = found["sections"]["training-20"]
+    rows = {row["name"]: row for row in section["rows"]}
+    assert list(rows) == ["products", "hand-eager", "numpyro-scan"]
+    for name in ("products", "hand-eager"):
+        row = rows[name]
+        assert len(row["times"]) == len(section["load"]) == 2
+        assert 0 < row["lower"] <= row["median"] <= row["upper"]
+        assert row["baseline_mib"] > 10
+    times, products = rows["hand-eager"]["times"], rows["products"]["times"]
+    told = rows["hand-eager"]["ratios"]["products"]["median"]
+    assert told == pytest.approx((times[0] / products[0] + times[1] / products[1]) / 2)
+    # 784 pixels of which 13% are ones, and untrained weights: about 784 log 2 at first.
+    assert 100 < rows["hand-eager"]["value"] < 784 * math.log(2)
+    assert found["machine"]["cores"] >= 1
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert str(ROOT) not in result.read_text()
+
+
+def test_a_missing_peer_is_a_row_with_its_reason(result):
+    sections = json.loads(result.read_text())["sections"]
+    row = sections["training-20"]["rows"][-1]
+    assert row["reason"].startswith("its interpreter does not start")
+    assert "median" not in row
+    if not torch.cuda.is_available():
+        assert sections["gpu-training-128"]["rows"][0]["reason"] == "no CUDA device"
+
+
+def test_report_rewrites_its_part_of_the_readme(result, tmp_path):
+    from benchmarks.report import BEGIN, END
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Before\n\n{BEGIN}\nstale\n{END}\n\nAfter.\n")
+    shown = call("benchmarks.report", "--result", result, "--readme", readme)
+    text = readme.read_text()
+    assert text.startswith(f"# Before\n\n{BEGIN}\n**Quick settings")
+    assert text.endswith(f"{END}\n\nAfter.\n")
+    assert "stale" not in text
+    assert "| PyTorch by hand, eager | " in text
+    assert "| NumPyro, lax.scan | not measured |" in text
+    assert "* not measured (its interpreter does not start" in text
+    assert "PyTorch by hand, eager" in shown.stdout
+    call("benchmarks.report", "--result", result, "--readme", readme)
+    assert readme.read_text() == text
+
+
+def test_report_wants_its_marks(result, tmp_path):
+    from benchmarks.report import main
+
+    readme = tmp_path / "README.md"
+    readme.write_text("# No marks\n")
+    with pytest.raises(SystemExit, match="speed:begin"):
+        main(["--result", str(result), "--readme", str(readme)])
+    assert readme.read_text() == "# No marks\n"
+
+
+def test_plot_of_costs(tmp_path):
+    from benchmarks.plot import draw
+
+    def row(name, seconds, sliced):
+        return {"name": name, "median": 1e-6, "whole_seconds": seconds, "extrapolated": sliced}
+
+    sections = {
+        f"cost-{axis}-{value}": {
+            "axis": axis,
+            "value": value,
+            "rows": [row("ours", 2.0 * value, value > 1), row("products", 1.0 * value, False)],
+        }
+        for axis in ("samples", "data", "latent", "width")
+        for value in (1, 10)
+    }
+    assert draw({"sections": sections}, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
+    assert not draw({"sections": {}}, tmp_path / "none.png")
+
+
+def section_of(*rows, **more):
+    from benchmarks.plan import Section
+
+    return Section("test", "a test", "step", rows, rounds=2, **more)
+
+
+def bench(python=sys.executable):
+    from benchmarks.measure import Bench
+    from benchmarks.plan import Settings
+
+    settings = Settings(quick=True, threads=1)
+    return Bench(settings, {False: python, True: python}, "default", lambda text: None)
+
+
+def test_rows_that_fail_do_not_stop_the_others(tmp_path, monkeypatch):
+    from benchmarks.plan import Row
+
+    (tmp_path / "made_here.py").write_text(
+        "import os, time\n"
+        "def prepare(task):\n"
+        "    assert task['n'] == 3\n"
+        "    def run(n):\n"
+        "        kind = task['kind']\n"
+        "        if kind == 'dies': os._exit(7)\n"
+        "        if kind == 'raises': raise ValueError('no such thing in /a/b/c.txt\\nmore')\n"
+        "        if kind == 'own time': return {'seconds': 5.0, 'fixed': 2.0, 'value': 1.5}\n"
+        "        print('chatter'); time.sleep(0.01)\n"
+        "        return {}\n"
+        "    return run, 'a note'\n"
+    )
+    import benchmarks.workers
+
+    folders = [*benchmarks.workers.__path__, str(tmp_path)]
+    starter = tmp_path / "sitecustomize.py"
+    starter.write_text(f"import benchmarks.workers\nbenchmarks.workers.__path__ = {folders!r}\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))
+    kinds = ["sleeps", "dies", "raises", "own time"]
+    rows = [Row(k, k, "made_here", {"kind": k}, n=3, units=2, whole=30) for k in kinds]
+    rows.append(Row("unknown", "unknown", "no_such_worker", {}, n=3))
+    rows.append(Row("absent", "absent", "made_here", {}, n=3, absent="no CUDA device"))
+    with bench() as running:
+        record = running.run(section_of(*rows, references=("sleeps",)))
+    found = {row["name"]: row for row in record["rows"]}
+    assert 0.01 / 6 <= found["sleeps"]["median"] < 1
+    assert found["sleeps"]["note"] == "a note"
+    assert found["dies"]["reason"].startswith("its process ended with 7")
+    assert found["raises"]["reason"] == "ValueError: no such thing in c.txt"
+    assert found["unknown"]["reason"].startswith("ModuleNotFoundError")
+    assert found["absent"]["reason"] == "no CUDA device"
+    # 3 of 5 seconds are work on 3 data of 2 samples; 30 data pay the other 2 seconds once.
+    assert found["own time"]["median"] == pytest.approx(0.5)
+    assert found["own time"]["whole_seconds"] == pytest.approx(2 + 30 * 2 * 0.5)
+    assert found["own time"]["extrapolated"]
+    assert len(record["load"]) == 2
+
+
+def test_a_row_that_takes_too_long_is_ended():
+    from benchmarks.process import WorkerError
+
+    worker = bench().start(peer=False)
+    with pytest.raises(WorkerError, match="took longer than 0 s"):
+        worker.ask({"do": "probe", "packages": ["torch"]}, 0.01)
+    assert worker.process.returncode is not None
+
+
+def test_spread_and_ratios():
+    from benchmarks.summary import ratio, spread
+
+    assert spread([4.0, 1.0, 3.0, 2.0]) == {"median": 2.5, "lower": 1.75, "upper": 3.25}
+    # Twice the reference in every round, however slow the round.
+    assert ratio([2.0, 20.0, 4.0], [1.0, 10.0, 2.0])["upper"] == 2.0
+
+
+def task_of(model, **more):
+    task = {"work": "training", "model": model, "batch": 4, "components": 6, "num_data": 40}
+    return {**task, "kind": "", "device": "cpu", "hidden": 20, "latent": 5, **more}
+
+
+@pytest.mark.parametrize("form", ["product", "bce"])
+@pytest.mark.parametrize("model", ["mlp", "conv", "vamp"])
+def test_the_loss_by_hand_is_that_of_the_pair(model, form, own_store):
+    """Rows may be compared: with the same weights and noise, every loss is the same."""
+    from benchmarks.workers import hand_models, our_vae
+    from benchmarks.workers.torch_parts import data_of
+
+    task = task_of(model)
+    data = data_of(task)
+    ours, by_hand = our_vae.build(task, data), hand_models.build(task, data, form)
+    parts = [(ours.guide_module.encoder, by_hand.encoder), (ours.decoder, by_hand.decoder)]
+    with torch.no_grad():
+        for mine, copy in parts:
+            for here, there in zip(copy.parameters(), mine.parameters(), strict=True):
+                here.copy_(there)
+        if model == "vamp":
+            by_hand.pseudo_inputs.copy_(ours.prior.pseudo_inputs)
+    x = data[:4]
+    torch.manual_seed(3)
+    expected = pyro.infer.Trace_ELBO().loss(ours.model, ours.guide, x) / 4
+    torch.manual_seed(3)
+    assert by_hand(x).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_whole_step_by_hand_is_adam(monkeypatch):
+    from benchmarks.workers import by_hand, hand_models
+    from benchmarks.workers.torch_parts import data_of
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    task = task_of("mlp")
+    data = data_of(task)
+    losses = []
+    for make in (
+        lambda model: by_hand.step(model, data, None),
+        lambda model: by_hand.whole_step(model, data, False),
+    ):
+        update = make(hand_models.build(task, data, "product"))
+        torch.manual_seed(1)
+        losses.append([float(update(torch.arange(i, i + 4))) for i in range(20)])
+    assert losses[0][-1] < losses[0][0] - 3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_products_of_a_step():
+    """Forward 2 m k n, and twice that backward, but for the gradient of the data."""
+    from benchmarks.network import Sizes, products_of_step
+
+    made = products_of_step(128, Sizes())
+    weights = 784 * 200 + 200 * 200 + 200 * 100 + 50 * 200 + 200 * 200 + 200 * 784
+    assert len(made) == 17
+    assert sum(m * k * n for m, k, n in made) == 128 * (3 * weights - 784 * 200)

@@ -1,0 +1,255 @@
+"""Log-weights that stream by in pieces give what the whole matrix gives, at all edges."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from inference.evidence import streaming
+from inference.evidence.smoothing import num_largest, pareto_khat, tail_length
+
+NAN, INF = math.nan, math.inf
+
+
+def direct(log_weight, rounding):
+    """Each column by its definition, from the whole matrix `[N, K]`."""
+    num_samples = log_weight.shape[1]
+    log_total = log_weight.logsumexp(1)
+    shares = log_weight.softmax(1)
+    ess = 1 / shares.square().sum(1)
+    constant = log_weight.amax(1) - log_weight.amin(1) <= rounding
+    std_error = (1 / ess - 1 / num_samples).clamp_min(0).sqrt()
+    if num_samples == 1:
+        std_error[:] = NAN
+    else:
+        std_error[constant] = 0.0
+    return {
+        "value": log_total - math.log(num_samples),
+        "std_error": std_error,
+        "ess": ess,
+        "khat": pareto_khat(log_weight, resolution=rounding),
+        "elbo": log_weight.mean(1),
+    }
+
+
+def streamed(log_weight, rounding, sizes, update=streaming.update):
+    state = streaming.init(*log_weight.shape)
+    for piece in log_weight.split(sizes, 1):
+        state = update(state, piece, rounding)
+    return streaming.finish(state)
+
+
+def agree(found, expected) -> bool:
+    """1e-10 nats, and 1e-12 of what is no logarithm."""
+    assert set(found) == set(expected)
+    limits = {name: {"atol": 0.0, "rtol": 1e-12} for name in expected}
+    limits |= {name: {"atol": 1e-10, "rtol": 0.0} for name in ("value", "elbo")}
+    return all(
+        found[name].dtype == torch.float64
+        and torch.allclose(found[name], expected[name], equal_nan=True, **limits[name])
+        for name in expected
+    )
+
+
+def columns(size, num_samples):
+    """Sizes of pieces."""
+    if size == "ragged":
+        sizes, left = [], num_samples
+        for width in (1, 7, 2, 60, 1, 500, 13):
+            if left > width:
+                sizes.append(width)
+                left -= width
+        return [*sizes, left]
+    return min(size, num_samples)
+
+
+def rows(name, K):
+    """Log-weights `[N, K]`, nasty ones among them."""
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(6, K, generator=g, dtype=torch.float64)
+    return {
+        "normal": noise,
+        "far from zero": 3 * noise - 750,
+        "very wide": 300 * noise,  # the peak jumps by more than the range of a float64
+        "ascending": (5 * noise - 1e4).sort(1).values,  # it grows in every piece
+        "descending": (5 * noise + 1e4).sort(1, descending=True).values,
+        "ties": (3 * noise).round(),
+        "zero weights": torch.where(noise > 0.3, -INF, noise - 80),
+        "no weight but one": torch.where(torch.arange(K) == K // 2, noise - 700, -INF),
+        "no weight": torch.full((2, K), -INF, dtype=torch.float64),
+        "constant": torch.tensor([0.0, -740.3, 1e4]).double()[:, None].expand(3, K).clone(),
+    }[name]
+
+
+NASTY = (
+    "normal",
+    "far from zero",
+    "very wide",
+    "ascending",
+    "descending",
+    "ties",
+    "zero weights",
+    "no weight but one",
+    "no weight",
+    "constant",
+)
+
+
+@pytest.mark.parametrize("size", [1, 17, "ragged", 10_000])
+@pytest.mark.parametrize("K", [1, 2, 20, 21, 400])
+@pytest.mark.parametrize("name", NASTY)
+def test_pieces_give_what_the_whole_gives(name, K, size):
+    log_weight = rows(name, K)
+    rounding = torch.zeros(len(log_weight), dtype=torch.float64)
+    expected = direct(log_weight, rounding)
+    assert agree(streamed(log_weight, rounding, columns(size, K)), expected)
+    order = torch.randperm(K, generator=torch.Generator().manual_seed(0))
+    assert agree(streamed(log_weight[:, order], rounding, columns(size, K)), expected)
+
+
+def test_many_pieces_lose_nothing():
+    log_weight = 3 * torch.randn(2, 100_000, dtype=torch.float64) - 90
+    rounding = torch.zeros(2, dtype=torch.float64)
+    assert agree(streamed(log_weight, rounding, 999), direct(log_weight, rounding))
+
+
+def unscaled(state, piece, rounding):
+    """Wrong: sums of other peaks are added as they are."""
+    new = streaming.update(state, piece, rounding)
+    part = streaming.update(streaming.init(*piece.shape), piece, rounding)
+    return new._replace(total=state.total + part.total, squares=state.squares + part.squares)
+
+
+def scaled_once(state, piece, rounding):
+    """Wrong: squares are rescaled as sums are."""
+    new = streaming.update(state, piece, rounding)
+    shrink = (state.peak - new.peak).exp()
+    return new._replace(squares=new.squares + state.squares * (shrink - shrink.square()))
+
+
+def last_tail(state, piece, rounding):
+    """Wrong: the tail of the last piece alone."""
+    new = streaming.update(state, piece, rounding)
+    nothing = streaming.init(len(piece), state.num_samples)
+    alone = streaming.update(nothing, piece, rounding)
+    return new._replace(tail=alone.tail)
+
+
+def last_lowest(state, piece, rounding):
+    """Wrong: the smallest of the last piece."""
+    return streaming.update(state, piece, rounding)._replace(lowest=piece.amin(1))
+
+
+@pytest.mark.parametrize("wrong", [unscaled, scaled_once, last_tail])
+def test_wrong_updates_are_caught(wrong):
+    log_weight = rows("far from zero", 400)
+    rounding = torch.zeros(len(log_weight), dtype=torch.float64)
+    expected = direct(log_weight, rounding)
+    assert agree(streamed(log_weight, rounding, 100), expected)
+    assert not agree(streamed(log_weight, rounding, 100, update=wrong), expected)
+
+
+def test_pieces_constant_in_themselves_are_not_constant():
+    log_weight = torch.tensor([[-3.0] * 50 + [-2.0] * 50], dtype=torch.float64)
+    rounding = torch.zeros(1, dtype=torch.float64)
+    expected = direct(log_weight, rounding)
+    assert float(expected["std_error"]) > 0
+    assert agree(streamed(log_weight, rounding, 50), expected)
+    assert not agree(streamed(log_weight, rounding, 50, update=last_lowest), expected)
+
+
+def test_the_worst_rounding_of_all_pieces_counts():
+    log_weight = -80 + 1e-6 * torch.randn(4, 200, dtype=torch.float64)
+    early, late = torch.tensor([[1e-4, 1e-9, 0.0, 1.0], [1e-9, 1e-4, 0.0, 0.0]]).double()
+    state = streaming.init(4, 200)
+    for piece, rounding in zip(log_weight.split(100, 1), (early, late), strict=True):
+        state = streaming.update(state, piece, rounding)
+    found = streaming.finish(state)
+    assert state.rounding.tolist() == torch.maximum(early, late).tolist()
+    # Beyond the cap, nothing is called constant.
+    assert (found["khat"] == -INF).tolist() == [True, True, False, False]
+    assert (found["std_error"] == 0).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("K", [1, 20, 21, 5000, 100_000])
+def test_a_state_is_small(K):
+    state = streaming.init(3, K)
+    assert state.tail.shape == (3, num_largest(K))
+    assert state.tail.shape[1] <= 3 * math.sqrt(K) + 2
+    if K >= 21:
+        assert state.tail.shape[1] == tail_length(K) + 1
+    piece = torch.randn(3, K, dtype=torch.float64)
+    after = streaming.update(state, piece, torch.zeros(3, dtype=torch.float64))
+    assert [t.shape for t in after[1:]] == [t.shape for t in state[1:]]
+    # Nothing keeps a piece alive.
+    held = {t.untyped_storage().data_ptr() for t in after[1:] if t.numel()}
+    assert piece.untyped_storage().data_ptr() not in held
+    assert sum(t.untyped_storage().nbytes() for t in after[1:]) <= 3 * 8 * (num_largest(K) + 6)
+
+
+def test_an_update_leaves_its_state_alone():
+    log_weight = rows("normal", 100)
+    rounding = torch.zeros(len(log_weight), dtype=torch.float64)
+    state = streaming.update(streaming.init(6, 100), log_weight[:, :50], rounding)
+    before = [t.clone() for t in state[1:]]
+    streaming.update(state, 10 + log_weight[:, 50:], 1 + rounding)
+    assert all(torch.equal(a, b) for a, b in zip(before, state[1:], strict=True))
+
+
+def test_joined_states_keep_their_order():
+    log_weight = rows("far from zero", 400)
+    rounding = torch.zeros(len(log_weight), dtype=torch.float64)
+    states = [
+        streaming.update(streaming.init(len(part), 400), part, rounding[: len(part)])
+        for part in log_weight.split(4)
+    ]
+    assert [len(state.peak) for state in states] == [4, 2]
+    found = streaming.finish(streaming.join(states))
+    assert agree(found, direct(log_weight, rounding))
+
+
+# Edges, by hand ----------------------------------------------------------------------------
+
+
+def summary(*rows) -> dict[str, torch.Tensor]:
+    log_weight = torch.tensor(rows, dtype=torch.float64)
+    return streamed(log_weight, torch.zeros(len(rows), dtype=torch.float64), 1)
+
+
+def test_one_sample_has_no_error():
+    found = summary([-3.0])
+    assert found["value"].tolist() == [-3.0]
+    assert math.isnan(found["std_error"])
+    assert math.isnan(found["khat"])
+    assert found["ess"].tolist() == [1.0]
+
+
+def test_constant_weights_have_no_error():
+    found = summary([-3.0] * 7, [2.5] * 7)
+    assert found["value"].tolist() == pytest.approx([-3.0, 2.5], abs=1e-14)
+    assert found["std_error"].tolist() == [0.0, 0.0]
+    assert found["khat"].tolist() == [-INF, -INF]
+    assert found["ess"].tolist() == [7.0, 7.0]
+
+
+def test_value_and_error_by_hand():
+    w = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
+    found = summary((w.log() - 400).tolist())  # far below the smallest float64 weight squared
+    assert float(found["value"]) == pytest.approx(math.log(3.0) - 400)
+    assert float(found["ess"]) == pytest.approx(144 / 50)
+    assert float(found["std_error"]) == pytest.approx(math.sqrt(50 / 144 - 1 / 4))
+    assert float(found["elbo"]) == pytest.approx(math.log(36) / 4 - 400)
+
+
+def test_zero_weights_count_in_the_mean():
+    found = summary([0.0, -INF], [-INF, -700.0])  # a zero weight first, then far from zero
+    assert found["value"].tolist() == pytest.approx([-math.log(2), -700 - math.log(2)])
+    assert found["ess"].tolist() == [1.0, 1.0]
+    assert found["elbo"].tolist() == [-INF, -INF]
+    none = summary([-INF, -INF])
+    assert none["value"].tolist() == [-INF]
+    assert none["elbo"].tolist() == [-INF]
+    assert math.isnan(none["std_error"])
+    assert math.isnan(none["khat"])
