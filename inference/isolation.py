@@ -14,6 +14,7 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 
 def is_plain(value: Tensor) -> bool:
@@ -176,6 +177,22 @@ def modes(modules: list[nn.Module], *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def validation(enabled: bool) -> Iterator[None]:
-    """Pyro's and torch.distributions' argument checks on or off, restored afterwards."""
-    with pyro.validation_enabled(enabled):
-        yield
+    """Pyro's and torch.distributions' argument checks on or off, restored afterwards.
+
+    Off is off for all: a distribution that was made while they were on (`.expand` in a module's
+    `__init__`) would go on checking by itself.
+    """
+    before = Distribution._validate_sample
+    try:
+        Distribution._validate_sample = _CHECK if enabled else _no_check  # type: ignore[method-assign]
+        with pyro.validation_enabled(enabled):
+            yield
+    finally:
+        Distribution._validate_sample = before  # type: ignore[method-assign]
+
+
+_CHECK = Distribution._validate_sample
+
+
+def _no_check(self: Distribution, value: Tensor) -> None:
+    pass

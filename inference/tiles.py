@@ -20,6 +20,7 @@ from inference.isolation import (
 )
 from inference.log_weights import LogWeights, Scorer, evidence_pair
 from inference.pair import Data, Pair, as_arguments, examine
+from inference.precision import arithmetic, cast, check_precision, in_dtype, products, switches
 from inference.requests import device_of, usable_device, whole_number
 
 # Numbers in the largest site of one tile: 2^20 float32 fit in a processor's second cache level,
@@ -66,6 +67,7 @@ class Tiles:
     data_per_tile: int
     samples_per_tile: int
     seed: int
+    precision: str = "float32"
 
     @property
     def num_data(self) -> int:
@@ -101,7 +103,8 @@ class Tiles:
 
     def record(self, data: tuple[Tensor, ...], count: int) -> LogWeights:
         """The record of these data with fresh draws."""
-        return self.scorer(data, count)
+        with products(self.precision):
+            return self.scorer(data, count)
 
     def check(self, data: tuple[Tensor, ...]) -> None:
         """Raises `PairError` if data lie outside the support of their distribution."""
@@ -111,10 +114,13 @@ class Tiles:
     def score(self, tile: Tile) -> LogWeights:
         """The record of one tile, with its own draws."""
         self.seed_for(tile)
-        if self.pair.subsampling == "own":
-            subset = torch.arange(tile.start, tile.stop, device=self.device)
-            return self.scorer(self.arguments, tile.count, subset, check=tile.column == 0)
-        return self.scorer(self.rows_of(tile), tile.count, check=tile.column == 0)
+        check = tile.column == 0
+        # Switches apart: a tile may be scored once more in another precision.
+        with arithmetic(self.precision, self.device):
+            if self.pair.subsampling == "own":
+                subset = torch.arange(tile.start, tile.stop, device=self.device)
+                return self.scorer(self.arguments, tile.count, subset, check=check)
+            return self.scorer(self.rows_of(tile), tile.count, check=check)
 
     def draws(self, record: LogWeights, name: str, tile: Tile) -> Tensor:
         """One latent site of a record as `[samples, data, units]`, float64."""
@@ -138,6 +144,7 @@ def tiled(
     seed: int,
     plate: str | None,
     device: str | torch.device | None = None,
+    precision: str = "float32",
     whole_rows: bool = False,
 ) -> Iterator[Tiles]:
     """Look at a pair and lay tiles over `data`; store, random state and modes are left as found.
@@ -156,8 +163,16 @@ def tiled(
         device = usable_device(device)
         for module in modules:
             module.to(device)
-    arguments = tuple(a.to(device) for a in arguments)
-    with own_store(), own_randomness(seed), modes(modules, training=False), torch.no_grad():
+    check_precision(precision, device)
+    arguments = cast(tuple(a.to(device) for a in arguments), precision)
+    with (
+        own_store(),
+        own_randomness(seed),
+        modes(modules, training=False),
+        in_dtype(modules, precision),
+        switches(precision, device),
+        torch.no_grad(),
+    ):
         pair = evidence_pair(examine(model, guide, arguments, plate))
         rows = max(1, numbers_per_tile(device) // pair.event_numel)
         data_per_tile = None
@@ -171,4 +186,4 @@ def tiled(
         if data_per_tile is None:
             data_per_tile = even_share(len(arguments[0]), max(1, rows // samples))
         scorer = Scorer(pair, arguments)
-        yield Tiles(pair, scorer, arguments, num_samples, data_per_tile, samples, seed)
+        yield Tiles(pair, scorer, arguments, num_samples, data_per_tile, samples, seed, precision)

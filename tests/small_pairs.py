@@ -4,7 +4,8 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.nn import PyroModule, PyroParam
+from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
 import inference
@@ -176,3 +177,196 @@ def patterns(num=64, num_pixels=6, seed=1):
     ideal = (torch.arange(num_pixels) % 2 == which).float()
     flips = (torch.rand(num, num_pixels, generator=generator) < 0.1).float()
     return (ideal - flips).abs()
+
+
+# One of each kind ------------------------------------------------------------------------------
+
+
+class Weighted(PyroModule):
+    """Regression whose layer's weights are latents (PyroSample), drawn outside the plate."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = PyroModule[nn.Linear](1, 1)
+        self.layer.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 1]).to_event(2))
+        self.noise = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
+
+    def forward(self, x, y):
+        mean = self.layer(x[:, None]).squeeze(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(mean, self.noise), obs=y)
+
+
+def adjusted_model(x, y):
+    """Scaled, masked and with a factor, as users do these things."""
+    slope = pyro.param("slope", torch.tensor(0.3))
+    with pyro.plate("data", len(x)):
+        with pyro.poutine.scale(scale=0.5):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.poutine.mask(mask=x > 0):
+            pyro.sample("y", dist.Normal(slope * x + z, 1.0), obs=y)
+        pyro.factor("ridge", -0.1 * slope**2 * torch.ones(len(x)))
+
+
+def nested_model(x):
+    """Several views of each datum, in a plate inside; a plate of one; an empty note."""
+    loc = pyro.param("loc", torch.tensor(0.1))
+    with pyro.plate("data", len(x), dim=-2):
+        with pyro.plate("one", 1, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.deterministic("note", z + loc)
+        with pyro.plate("views", x.shape[1], dim=-1):
+            w = pyro.sample("w", dist.Normal(z, 1.0))
+            return pyro.sample("x", dist.Normal(w + loc, 0.5), obs=x)
+
+
+def nested_guide(x):
+    scale = pyro.param("scale", torch.tensor(0.8), constraint=constraints.positive)
+    lean = pyro.param("lean", torch.tensor(0.2))
+    with pyro.plate("data", len(x), dim=-2):
+        with pyro.plate("one", 1, dim=-1):
+            pyro.sample("z", dist.Normal(lean * x.mean(-1, keepdim=True), scale))
+        with pyro.plate("views", x.shape[1], dim=-1):
+            pyro.sample("w", dist.Normal(lean * x, scale))
+
+
+class Labelled(nn.Module):
+    """Whole numbers among the data: labels that are predicted from latents and seen by networks."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = nn.Embedding(3, 2)
+        self.head = nn.Linear(2, 3)
+        self.body = nn.Linear(3, 2)
+
+    def model(self, x, y):
+        pyro.module("labelled", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("y", dist.Categorical(logits=self.head(z)), obs=y)
+            return pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+    def guide(self, x, y):
+        pyro.module("labelled", self)
+        with pyro.plate("data", len(x)):
+            loc = self.body(torch.cat([x[:, None], self.names(y)], -1))
+            pyro.sample("z", dist.Normal(loc, 0.7).to_event(1))
+
+
+def regression_model(x, y):
+    """No latents at all: maximum likelihood."""
+    slope = pyro.param("slope", torch.tensor(0.3))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+def empty_guide(x, y):
+    pass
+
+
+def auxiliary_model(x, y):
+    slope = pyro.param("slope", torch.tensor(0.3))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(slope * x + z, 1.0), obs=y)
+
+
+def auxiliary_guide(x, y):
+    """A draw of the guide's own, of which z is a function; and a factor."""
+    gain = pyro.param("gain", torch.tensor(0.4))
+    with pyro.plate("data", len(x)):
+        raw = pyro.sample("raw", dist.Normal(gain * y, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(raw.tanh(), log_density=-torch.log1p(-(raw.tanh() ** 2))))
+        pyro.factor("push", 0.1 * raw, has_rsample=True)
+
+
+def chain_model(x):
+    """A random walk: all data are one (plate=None)."""
+    step = pyro.param("step", torch.tensor(0.5), constraint=constraints.positive)
+    z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), step).to_event(1))
+    pyro.sample("x", dist.Normal(z.cumsum(-1), 1.0).to_event(1), obs=x)
+
+
+def chain_guide(x):
+    lean = pyro.param("lean", torch.tensor(0.2))
+    shape = pyro.param("shape", torch.tensor(2.0), constraint=constraints.greater_than(1.0))
+    pyro.sample("z", dist.StudentT(shape, lean * x, torch.ones(len(x))).to_event(1))
+
+
+def gamma_model(x, y):
+    """Latents that are positive, or in a simplex: draws by implicit gradients."""
+    rate = pyro.param("rate", torch.tensor(1.5), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        shares = pyro.sample("shares", dist.Dirichlet(torch.ones(3)))
+        speed = pyro.sample("speed", dist.Gamma(2.0, rate))
+        pyro.sample("y", dist.Normal(speed * shares[..., 0], 1.0), obs=y)
+
+
+def gamma_guide(x, y):
+    alpha = pyro.param("alpha", torch.ones(3), constraint=constraints.positive)
+    shape = pyro.param("shape", torch.tensor(2.0), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("shares", dist.Dirichlet(alpha))
+        pyro.sample("speed", dist.Gamma(shape, 1 + y.abs()))
+
+
+def closed_over():
+    """Functions that close over networks, one with dropout."""
+    decoder = nn.Sequential(nn.Linear(2, 6), nn.Dropout(0.2))
+    encoder = nn.Linear(6, 4)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            loc, raw = encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+    return model, guide
+
+
+def views(num=40):
+    return torch.randn(num, 3, generator=torch.Generator().manual_seed(0))
+
+
+def labelled_data():
+    x, y = line_data()
+    return x, (y > 0).long() + (y > 1).long()
+
+
+def methods(vae):
+    return vae.model, vae.guide
+
+
+# name: a pair anew and its data, whatever `fit` takes.
+PAIRS = {
+    "plain params": lambda: ((line_model, line_guide), line_data()),
+    "pyro modules": lambda: ((LineModule(), LineGuide()), line_data()),
+    "pyro.module": lambda: (methods(Tutorial()), patterns()),
+    "closures": lambda: (closed_over(), patterns()),
+    "PyroSample": lambda: _automatic(Weighted(), AutoNormal),
+    "global": lambda: ((global_model, global_guide), line_data()),
+    "AutoDelta": lambda: _automatic(global_model, AutoDelta),
+    "subsampling": lambda: (subsampled(10), line_data()),
+    "prescaled": lambda: (prescaled(40), line_data()),
+    "scale and mask": lambda: ((adjusted_model, line_guide), line_data()),
+    "nested plates": lambda: ((nested_model, nested_guide), views()),
+    "labels": lambda: (methods(Labelled()), labelled_data()),
+    "no latents": lambda: ((regression_model, empty_guide), line_data()),
+    "auxiliary": lambda: ((auxiliary_model, auxiliary_guide), line_data()),
+    "joint": lambda: ((chain_model, chain_guide), line_data()[1].cumsum(0)),
+    "implicit": lambda: ((gamma_model, gamma_guide), line_data()),
+}
+
+
+def plate_of(name):
+    return None if name == "joint" else "data"
+
+
+def _automatic(model, guide):
+    return (model, guide(model)), line_data()

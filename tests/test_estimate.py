@@ -184,22 +184,22 @@ def test_num_samples_is_honoured_exactly(small_tiles):
     log_px(pair, x, 37)  # any look at the pair is counted by the first call, too
     pair.calls.clear()
     log_px(pair, x, 37)
-    looks = [n for n in pair.calls if n not in (16, 5)]
-    assert pair.calls.count(16) == 7 * 2
-    assert pair.calls.count(5) == 7
+    looks = [n for n in pair.calls if n not in (13, 11)]
+    assert pair.calls.count(13) - 7 * 2 in (0, 1)  # and one to count operations
+    assert pair.calls.count(11) == 7
     assert sum(looks) < 100  # a handful of small looks, not a pass over the data
-    assert log_px(pair, x, 37).tile == (1, 16)
+    assert log_px(pair, x, 37).tile == (1, 13)  # even parts of at most 16
 
 
 def test_ragged_tiles(monkeypatch):
     pair = linear_gaussian(seed=1, stretch=1.6)
     x = pair.sample(33)
-    whole = log_px(pair, x, 300)
+    whole = log_px(pair, x, 307)
     monkeypatch.setitem(tiles.TILE_NUMBERS, "cpu", 10 * 300 * 5)
-    rows = log_px(pair, x, 300)
+    rows = log_px(pair, x, 307)
     monkeypatch.setitem(tiles.TILE_NUMBERS, "cpu", 128 * 5)
-    columns = log_px(pair, x, 300)
-    assert (whole.tile, rows.tile, columns.tile) == ((33, 300), (10, 300), (1, 128))
+    columns = log_px(pair, x, 307)
+    assert (whole.tile, rows.tile, columns.tile) == ((33, 307), (9, 307), (1, 103))
     truth = pair.log_px(x)
     for found in (whole, rows, columns):
         assert found.value.shape == (33,)

@@ -68,27 +68,32 @@ def whole_step(model: HandVAE, data: Tensor, cpp_wrapper: bool) -> Callable[[Ten
     parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
     first = {name: torch.zeros_like(p) for name, p in parameters.items()}
     second = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    count = torch.zeros((), device=data.device)
+    # Filled in before each step: in the graph, 0.9^t would be taken anew for every weight, and is
+    # three times as slow once it underflows, after some thousand steps.
+    rate, correction = (torch.zeros((), device=data.device) for _ in range(2))
+    count = 0
 
     def loss_of(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.func.functional_call(model, parameters, (x,))
 
-    def update(parameters, first, second, count, rows):
+    def update(parameters, first, second, rate, correction, rows):
         gradients, loss = torch.func.grad_and_value(loss_of)(parameters, data[rows])
-        count += 1
-        correction1, correction2 = 1 - BETA1**count, (1 - BETA2**count).sqrt()
         for name, gradient in gradients.items():
             first[name].lerp_(gradient, 1 - BETA1)
             second[name].mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-            scale = second[name].sqrt() / correction2 + EPSILON
-            parameters[name].sub_(RATE / correction1 * first[name] / scale)
+            scale = second[name].sqrt() * correction + EPSILON
+            parameters[name].sub_(rate * first[name] / scale)
         return loss
 
     options = {"cpp_wrapper": True} if cpp_wrapper else None
     compiled = torch.compile(update, fullgraph=True, dynamic=False, options=options)
 
     def run(rows: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        rate.fill_(RATE / (1 - BETA1**count))
+        correction.fill_((1 - BETA2**count) ** -0.5)
         with torch.no_grad():
-            return compiled(parameters, first, second, count, rows)
+            return compiled(parameters, first, second, rate, correction, rows)
 
     return run

@@ -69,8 +69,6 @@ def choose(
         except CompilationError as error:
             refusals.append(f"not {kind.name}, since compiling failed ({error})")
         else:
-            long = f"{total_steps} steps repay compiling"
-            return Choice(
-                engine, refusals[0] if refusals else "as asked" if asked != "auto" else long
-            )
+            wish = "as asked" if asked != "auto" else f"{total_steps} steps repay compiling"
+            return Choice(engine, "; ".join(refusals) or wish)
     return Choice(make(Eager), refusals[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 
 import pyro
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from inference.engines.base import Engine
 from inference.errors import NonFiniteError
 from inference.isolation import random_state, set_random_state, validation
-from inference.pair import sample_sites
+from inference.pair import GivenSubsample, sample_sites
 from inference.precision import products
 
 
@@ -51,7 +52,7 @@ class Eager(Engine):
         before = random_state(self.device)
         kept = [buffer.clone() for buffer in self.buffers]
         try:
-            with validation(not self._checked), products(self.precision):
+            with validation(not self._checked), products(self.precision), self._rows(batch):
                 objective = -self.svi.step(*batch)
         except (NonFiniteError, ValueError) as error:
             if isinstance(error, ValueError) and "found invalid values" not in str(error):
@@ -69,10 +70,16 @@ class Eager(Engine):
         self._objective += size * objective
         self._norm += self.optimizer.grad_norm
 
+    def _rows(self, batch: tuple[Tensor, ...]) -> AbstractContextManager:
+        """A plate that declares the full size stands for the rows at hand, not for drawn ones."""
+        if self.pair.subsampling != "prescaled":
+            return nullcontext()
+        return GivenSubsample(self.pair.plate, torch.arange(len(batch[0]), device=self.device))  # type: ignore[arg-type]
+
     @torch.no_grad()
     def _culprit(self, batch: tuple[Tensor, ...]) -> str:
         """The first site whose value or density is not finite, with the same noise."""
-        with validation(False), products(self.precision):
+        with validation(False), products(self.precision), self._rows(batch):
             guide_trace = poutine.trace(self.guide).get_trace(*batch)
             replayed = poutine.replay(self.model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(*batch)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.errors import PairError
+from inference.errors import PairError, RequestError
+from inference.evidence.weighing import ENGINES, Weighing
 from inference.kl import analytic_kl
 from inference.log_weights import LogWeights
 from inference.pair import Data
@@ -48,60 +49,69 @@ def bound(
     num_samples: int = 10,
     seed: int = 0,
     plate: str | None = "data",
+    engine: str = "auto",
     device: str | torch.device | None = None,
 ) -> Bound:
     """The ELBO of a pair on `data`, with its KL terms in closed form where one is known.
 
-    `device` is where data and modules are moved; by default data go where the modules are.
+    `engine` as in `log_marginal`; `device` is where data and modules are moved; by default data
+    go where the modules are.
     Raises: `PairError` as `log_marginal`, and for a model that observes nothing; `RequestError`.
     """
-    draws: list[Tensor] = []  # [K, n] of each tile
-    likelihood: list[Tensor] = []
-    terms: dict[str, list[Tensor]] = {}
-    kinds: dict[str, str] = {}
+    if engine not in ENGINES:
+        raise RequestError(f"engine: '{engine}' is unknown. Choices: {', '.join(ENGINES)}")
+    parts: list[list[Tensor]] = []  # of each tile, [K, n]: reconstruction, then each KL term
     with tiled(
         model, guide, data, num_samples, seed=seed, plate=plate, device=device, whole_rows=True
     ) as tiles:
+        kinds: dict[str, str] = {}
+
+        def split(record: LogWeights) -> list[Tensor]:
+            return _terms(record, tiles.scorer.folded, num_samples, kinds)
+
+        weighing = Weighing(tiles, split, engine)
         for start in tiles.rows():
             tile = tiles.tile(start)
-            record = tiles.score(tile)
-            if not record.observed:
-                raise PairError(
-                    "the model observes no site, so nothing is reconstructed; hand the data to one "
-                    "of its sites with obs="
-                )
-
-            def rows(score: Tensor, tile=tile) -> Tensor:
-                return score.double().reshape(num_samples, -1)[:, tile.skip :]
-
-            total = rows(record.log_likelihood)
-            likelihood.append(total)
-            for name, log_q in record.log_q.items():
-                # Auxiliary and observed guide sites have no latent counterpart in the model.
-                paired = name in record.latents
-                term = rows(log_q - record.log_p[name] if paired else log_q)
-                kinds[name] = "Monte Carlo"
-                closed = _closed_form(record, name) if paired else None
-                if closed is not None and closed.numel() == log_q.numel():
-                    if tiles.scorer.folded:  # rows run over data, then particles
-                        closed = closed.reshape(-1, num_samples).T
-                    term, kinds[name] = rows(closed), "analytic"
-                terms.setdefault(name, []).append(term)
-                total = total - term
-            draws.append(total)
-    every = torch.cat(draws, 1)  # [K, N]
+            found = (part.double().reshape(num_samples, -1) for part in weighing(tile))
+            parts.append([part[:, tile.skip :] for part in found])
+    likelihood, *terms = (torch.cat(columns, 1) for columns in zip(*parts, strict=True))
+    every = likelihood - sum(terms)  # [K, N]
     error = every.var(0, correction=0).sum().sqrt() / every.shape[1]
     if num_samples > 1:
         error = error / math.sqrt(num_samples - 1)
     return Bound(
         elbo=float(every.mean()),
         elbo_std_error=float(error) if num_samples > 1 else math.nan,
-        reconstruction=float(torch.cat(likelihood, 1).mean()),
-        kl={name: float(torch.cat(parts, 1).mean()) for name, parts in terms.items()},
+        reconstruction=float(likelihood.mean()),
+        kl={name: float(term.mean()) for name, term in zip(kinds, terms, strict=True)},
         kl_kind=kinds,
         num_samples=num_samples,
         per_datum=every.mean(0).cpu(),
     )
+
+
+def _terms(
+    record: LogWeights, folded: bool, num_samples: int, kinds: dict[str, str]
+) -> list[Tensor]:
+    """log p(x|z) and each site's KL term `[K, n]`; fills in each term's kind."""
+    if not record.observed:
+        raise PairError(
+            "the model observes no site, so nothing is reconstructed; hand the data to one "
+            "of its sites with obs="
+        )
+    found = [record.log_likelihood]
+    for name, log_q in record.log_q.items():
+        # Auxiliary and observed guide sites have no latent counterpart in the model.
+        paired = name in record.latents
+        term = log_q - record.log_p[name] if paired else log_q
+        kinds[name] = "Monte Carlo"
+        closed = _closed_form(record, name) if paired else None
+        if closed is not None and closed.numel() == log_q.numel():
+            if folded:  # rows run over data, then particles
+                closed = closed.reshape(-1, num_samples).T
+            term, kinds[name] = closed, "analytic"
+        found.append(term)
+    return found
 
 
 def _closed_form(record: LogWeights, name: str) -> Tensor | None:

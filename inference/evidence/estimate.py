@@ -23,7 +23,8 @@ class Estimate:
         elbo: `[N]`, the mean log-weight, a lower bound on log p(x) by KL(q || p(z|x)).
         quantity: what is estimated, e.g. "log p(x)".
         bias_direction: in words.
-        tile: `(data, samples)` of one tile; equal tiles give bit-equal results.
+        tile: `(data, samples)` of one tile; equal tiles (and engine) give bit-equal results.
+        engine, precision: what ran, see `log_marginal`.
 
     `mean` is the data set's mean; `mc_std_error` the part of its error that more samples would
     remove, `bias_estimate` the part they remove more slowly (about -1/2 mean s_n^2, which does not
@@ -44,6 +45,8 @@ class Estimate:
     tile: tuple[int, int]
     seed: int
     seconds: float
+    engine: str = "eager"
+    precision: str = "float32"
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -125,6 +128,8 @@ class Estimate:
             "tile": list(self.tile),
             "seed": self.seed,
             "seconds": self.seconds,
+            "engine": self.engine,
+            "precision": self.precision,
         }
 
     def __repr__(self) -> str:

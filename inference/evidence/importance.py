@@ -6,8 +6,10 @@ Salakhutdinov, arXiv:1509.00519.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -15,16 +17,18 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from inference.errors import NonFiniteError, RequestError
+from inference.errors import EngineWarning, NonFiniteError, RequestError
 from inference.evidence import streaming
 from inference.evidence.estimate import Estimate
 from inference.evidence.smoothing import khat_threshold
+from inference.evidence.weighing import ENGINES, Weighing
 from inference.log_weights import LogWeights
 from inference.pair import Data
-from inference.progress import Progress
+from inference.progress import Progress, working
 from inference.tiles import Tile, Tiles, tiled
 
 MANY_ULP = 64  # how far log w may be off by rounding alone, in units of its terms' last place
+COMPARED = 100  # data whose float32 values tell what another precision costs
 FINISHED_AT_ONCE = 64  # data; the tail's fit costs many small operations
 
 
@@ -49,6 +53,8 @@ def log_marginal(
     estimator: Importance | str = Importance(),  # noqa: B008  (a frozen value)
     seed: int = 0,
     plate: str | None = "data",
+    engine: str = "auto",
+    precision: str = "float32",
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Estimate:
@@ -60,6 +66,10 @@ def log_marginal(
         data: tensor `[N, ...]` or a tuple of such, handed to model and guide in batches.
         estimator: `Importance(num_samples=5000)`.
         seed: of the draws; the caller's random state is left alone.
+        engine: `eager` runs Pyro's handlers for every tile; `compiled` runs them once and compiles
+            what they did; `auto` compiles where the work repays it. The draws are the same.
+        precision: `float32` (never TF32 or autocast, whatever the global settings), or, to know
+            what it costs in nats, `tf32`, `bfloat16`, or `float64`.
         device: where data and modules are moved; by default data go where the modules are.
     Returns: an `Estimate`, float64 tensors on the CPU.
     Raises: `PairError` (pair and question do not fit), `RequestError`, `NonFiniteError` (a weight
@@ -69,16 +79,30 @@ def log_marginal(
         if estimator != "importance":
             raise RequestError(f"estimator: '{estimator}' is unknown. Choices: importance")
         estimator = Importance()
+    if engine not in ENGINES:
+        raise RequestError(f"engine: '{engine}' is unknown. Choices: {', '.join(ENGINES)}")
     started = time.perf_counter()
     results: dict[str, Tensor] = {}
     worst = 0.0
+    notes: tuple[str, ...] = ()
     with tiled(
-        model, guide, data, estimator.num_samples, seed=seed, plate=plate, device=device
+        model,
+        guide,
+        data,
+        estimator.num_samples,
+        seed=seed,
+        plate=plate,
+        device=device,
+        precision=precision,
     ) as tiles:
+        with working("preparing log p(x)", progress):
+            weighing = Weighing(tiles, _weights, engine)
+        if engine == "compiled" and weighing.engine != engine:
+            warnings.warn(f"log p(x) is estimated eagerly: {weighing.reason}", EngineWarning)
         num_tiles = len(tiles.rows()) * len(tiles.columns())
         with Progress("log p(x)", num_tiles, progress, unit="tiles") as bar:
             stop = 0
-            for state in _stream(tiles, bar):
+            for state in _stream(weighing, bar):
                 worst = max(worst, float(state.rounding.max()))
                 start, stop = stop, stop + len(state.peak)
                 for name, found in streaming.finish(state).items():
@@ -88,6 +112,8 @@ def log_marginal(
                         size = tiles.num_data if plate is not None else len(found)
                         results[name] = found.new_empty(size)
                     results[name][start:stop] = found
+        if precision in ("bfloat16", "tf32"):
+            notes = (_precision_note(tiles, results["value"], precision),)
     return Estimate(
         **{name: tensor.cpu() for name, tensor in results.items()},  # type: ignore[arg-type]
         quantity="log p(x)" if plate is not None else "joint log p(x)",
@@ -98,7 +124,24 @@ def log_marginal(
         tile=(tiles.data_per_tile, tiles.samples_per_tile),
         seed=seed,
         seconds=time.perf_counter() - started,
-        notes=_rounding_note(worst),
+        engine=weighing.engine,
+        precision=precision,
+        notes=_rounding_note(worst) + notes,
+    )
+
+
+def _precision_note(tiles: Tiles, value: Tensor, precision: str) -> str:
+    """What the precision costs: the shift of the first data's mean, with the same draws."""
+    single = dataclasses.replace(tiles, precision="float32")
+    found = [
+        streaming.finish(state)["value"]
+        for state in _stream(Weighing(single, _weights, "eager"), None, COMPARED)
+    ]
+    reference = torch.cat(found)
+    shift = float((value[: len(reference)] - reference).mean())
+    return (
+        f"{precision} moves the mean of the first {len(reference)} data by {shift:+.2g} nats "
+        "against float32 with the same draws."
     )
 
 
@@ -111,18 +154,30 @@ def _rounding_note(worst: float) -> tuple[str, ...]:
     )
 
 
-def _stream(tiles: Tiles, bar: Progress) -> Iterator[streaming.Moments]:
-    """All log-weights in order of data, a good number of data at a time."""
+def _stream(
+    weighing: Weighing, bar: Progress | None, num_data: int | None = None
+) -> Iterator[streaming.Moments]:
+    """All log-weights in order of data, a good number of data at a time.
+
+    With `num_data`, the tiles that hold the first so many.
+    """
+    tiles = weighing.tiles
     waiting: list[streaming.Moments] = []
     for start in tiles.rows():
+        if num_data is not None and start >= num_data:
+            break
         state: streaming.Moments | None = None
         for column in tiles.columns():
-            log_weight, ulp = _weigh(tiles, tiles.tile(start, column))
+            log_weight, ulp = _weigh(weighing, tiles.tile(start, column))
             if state is None:
                 state = streaming.init(log_weight.shape[1], tiles.num_samples, log_weight.device)
             state = streaming.update(state, log_weight.T, MANY_ULP * ulp.amax(0))
-            bar.advance()
-        waiting.append(state)  # type: ignore[arg-type]  # there is at least one column
+            if bar is not None:
+                bar.advance()
+        assert state is not None  # there is at least one column
+        if not bool((state.peak < math.inf).all()):  # NaN or +inf
+            _raise_blame(tiles, start)
+        waiting.append(state)
         if sum(len(each.peak) for each in waiting) >= FINISHED_AT_ONCE:
             yield streaming.join(waiting)
             waiting = []
@@ -130,15 +185,24 @@ def _stream(tiles: Tiles, bar: Progress) -> Iterator[streaming.Moments]:
         yield streaming.join(waiting)
 
 
-def _weigh(tiles: Tiles, tile: Tile) -> tuple[Tensor, Tensor]:
+def _weights(record: LogWeights) -> tuple[Tensor, Tensor]:
+    return record.log_weight, record.ulp
+
+
+def _weigh(weighing: Weighing, tile: Tile) -> tuple[Tensor, Tensor]:
     """log w `[samples, data]` float64 of one tile, and the size of its terms' last place."""
-    record = tiles.score(tile)
-    log_weight = record.log_weight
-    if not bool((log_weight < math.inf).all()):  # NaN or +inf
-        raise NonFiniteError(_blame(record, tile.start))
-    log_weight = log_weight.reshape(tile.count, -1)
-    ulp = record.ulp.reshape(tile.count, -1)
+    log_weight, ulp = (part.reshape(tile.count, -1) for part in weighing(tile))
     return log_weight[:, tile.skip :], ulp[:, tile.skip :]
+
+
+def _raise_blame(tiles: Tiles, start: int) -> None:
+    """Find the weight that is NaN or infinite, through the handlers with the same draws."""
+    for column in tiles.columns():
+        tile = tiles.tile(start, column)
+        record = tiles.score(tile)
+        if not bool((record.log_weight < math.inf).all()):
+            raise NonFiniteError(_blame(record, tile.start))
+    raise NonFiniteError(f"log w of a datum from {start} on is NaN or infinite")
 
 
 def _blame(record: LogWeights, start: int) -> str:

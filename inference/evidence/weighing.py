@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from inference.errors import CompilationError, Untraceable
 from inference.isolation import own_randomness
@@ -78,8 +79,25 @@ class Weighing:
         """Operations in the products of all tiles, by the shapes of one."""
         tiles = self.tiles
         tile = tiles.tile(0)
-        counter = FlopCounterMode(display=False)
-        with own_randomness(0), counter, torch.no_grad():
-            tiles.record(tiles.rows_of(tile), min(tile.count, 16))
-        share = (tile.stop - tile.start) * min(tile.count, 16)
-        return counter.get_total_flops() / share * tiles.num_data * tiles.num_samples
+        count = min(tile.count, 16)
+        counter = _Products()
+        with own_randomness(0), torch.no_grad(), counter:
+            tiles.record(tiles.rows_of(tile), count)
+        share = (tile.stop - tile.start) * count
+        return counter.operations / share * tiles.num_data * tiles.num_samples
+
+
+class _Products(TorchDispatchMode):
+    """Counts the operations of matrix products and convolutions."""
+
+    # torch's own counter hooks every module's forward, where a VampPrior's inputs are no batch.
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.operations += count(*args, **(kwargs or {}), out_val=result)
+        return result
