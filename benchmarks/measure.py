@@ -41,7 +41,8 @@ class Bench:
     def __init__(self, settings: Settings, pythons: dict[bool, str], wait_policy: str, say: Say):
         self.settings, self.pythons, self.wait_policy = settings, pythons, wait_policy
         self.say = say
-        self.limit = settings.pick(300.0, 90.0)  # for one answer
+        # For one answer, seconds.
+        self.limit = 3600.0 if settings.whole_memory else settings.pick(300.0, 90.0)
         self.kept: dict[tuple[str, str], Worker] = {}
 
     def __enter__(self) -> Bench:

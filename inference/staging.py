@@ -7,6 +7,7 @@ per draw   random numbers, too (densities, the decoder)
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.compiling import compile_graph
 from inference.isolation import own_randomness
-from inference.tracing import capture
+from inference.tracing import capture, lift
 
 ONCE, PER_DATUM, PER_DRAW = range(3)
 
@@ -36,11 +37,21 @@ class Staged:
     def __init__(self, function: Callable, data: Sequence[Tensor]):
         with own_randomness(), torch.no_grad():
             recorded = capture(function, data)
+            closed_over = [
+                getattr(recorded, node.target)
+                for node in recorded.graph.nodes
+                if node.op == "get_attr"
+            ]
+            recorded = lift(recorded, closed_over)
+            constants = [tensor.detach() for tensor in closed_over]
             # Without in-place operations each value has one maker, whose stage is its own.
-            whole = make_fx(functionalize(recorded))(*(d.clone() for d in data))
+            whole = make_fx(functionalize(recorded))(*constants, *(d.clone() for d in data))
             whole.graph.eliminate_dead_code()
-            stages = _stages(whole.graph)
-            anew = _made_anew(whole, data)
+            places = [node for node in whole.graph.nodes if node.op == "placeholder"]
+            self._data = places[len(constants) :]
+            self._known: dict[fx.Node, Any] = dict(zip(places, constants, strict=False))
+            stages = _stages(whole.graph, set(self._data))
+            anew = _made_anew(whole, (*constants, *data))
             self._parts: dict[int, fx.GraphModule] = {}
             self._inputs: dict[int, list[fx.Node]] = {}
             self._outputs: dict[int, list[fx.Node]] = {}
@@ -56,10 +67,6 @@ class Staged:
                 self._parts[stage], self._inputs[stage] = part, inputs
                 self._outputs[stage] = outputs
                 wanted.update(inputs)
-            self._data = [n for n in whole.graph.nodes if n.op == "placeholder"]
-            self._known: dict[fx.Node, Any] = {
-                n: getattr(whole, n.target) for n in whole.graph.nodes if n.op == "get_attr"
-            }
             self._known |= self._run(ONCE, self._known)
         self._order = [self._outputs[PER_DRAW].index(n) for n in _flat(result.args[0])]
         self._draw: Callable = self._parts[PER_DRAW]
@@ -90,12 +97,12 @@ def _flat(results: Any) -> list[fx.Node]:
     return list(results) if isinstance(results, tuple | list) else [results]
 
 
-def _stages(graph: fx.Graph) -> dict[fx.Node, int]:
+def _stages(graph: fx.Graph, data: set[fx.Node]) -> dict[fx.Node, int]:
     """What each value depends on."""
     stages: dict[fx.Node, int] = {}
     for node in graph.nodes:
         stage = max((stages[n] for n in node.all_input_nodes), default=ONCE)
-        if node.op == "placeholder":
+        if node in data:
             stage = PER_DATUM
         elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             stage = PER_DRAW
@@ -122,7 +129,11 @@ def _made_anew(graph_module: fx.GraphModule, data: Sequence[Tensor]) -> set[fx.N
             tags = getattr(node.target, "tags", ())
             if node.op == "call_function" and torch.Tag.nondeterministic_seeded not in tags:
                 spread = torch.Tag.pointwise in tags and size > roots
-                if not inputs or _is_view(node) or spread:
+                if node.target is operator.getitem:  # of several results
+                    free = inputs[0] in anew
+                else:
+                    free = not inputs or _is_view(node) or spread
+                if free:
                     anew.add(node)
                     held[node] = roots
             return value
@@ -132,10 +143,8 @@ def _made_anew(graph_module: fx.GraphModule, data: Sequence[Tensor]) -> set[fx.N
 
 
 def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:  # operator.getitem of a tuple of results
-        return True
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+    returns = node.target._schema.returns  # type: ignore[union-attr]
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
 def _part(

@@ -286,7 +286,7 @@ def capture(
                 return function(*args)
 
         graph = make_fx(watched)(*clones)
-    return _lifted(graph, parameters)
+    return lift(graph, parameters)
 
 
 class _Closed:
@@ -412,7 +412,8 @@ def _by_position(func, args) -> bool:
 
 
 def _name(func) -> str:
-    return f"'{func._schema.name.partition('::')[2]}'"
+    name = func._schema.name.partition("::")[2]
+    return "'item'" if name == "_local_scalar_dense" else f"'{name}'"
 
 
 # Frames of these packages are not the user's.
@@ -436,7 +437,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _lifted(graph_module: fx.GraphModule, parameters: Sequence[Tensor]) -> fx.GraphModule:
+def lift(graph_module: fx.GraphModule, parameters: Sequence[Tensor]) -> fx.GraphModule:
     """The graph with `parameters` as first inputs; other constants merged into one node each."""
     graph = graph_module.graph
     first = next(iter(graph.nodes))

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import random
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -27,6 +28,7 @@ import pyro_vae as pv
 from inference import ELBO, PairError, RequestError, Untraceable, trace
 from inference.engines.scaled import PerDatum
 from inference.isolation import derived_seed, modes, modules_of, validation
+from inference.log_weights import Scorer
 from inference.pair import GivenSubsample, as_arguments, examine
 from inference.tracing import evaluate_loss, trace_loss
 
@@ -165,21 +167,443 @@ def test_every_vae_traced_is_the_vae(combination, own_store):
     x = pixels()
     vae.initialize(x)
     pair = look(vae.model, vae.guide, (x,))
-    particles, vectorize = ((1, False), (3, True), (3, False))[COMBINATIONS.index(combination) % 3]
-    traced, _ = agree(pair, (x,), particles, vectorize=vectorize)
+    traced, _ = agree(pair, (x,), 1, vectorize=False)
     assert len(traced.parameters) == len(list(vae.parameters()))
 
 
-@pytest.mark.parametrize(
-    ("particles", "vectorize"), [(1, False), (3, False), (3, True)], ids=["1", "3 loop", "3 plate"]
-)
+@pytest.mark.parametrize("vectorize", [False, True])
+@pytest.mark.parametrize("combination", COMBINATIONS[::9], ids=label)
+def test_vaes_with_several_particles(combination, vectorize, own_store):
+    vae = build(*combination)
+    x = pixels()
+    vae.initialize(x)
+    agree(look(vae.model, vae.guide, (x,)), (x,), 3, vectorize=vectorize)
+
+
+def in_a_plate(pair, data):
+    """Are several particles run at once? As `fit` decides it."""
+    with contextlib.suppress(PairError):
+        return not Scorer(pair, data).folded
+    return False
+
+
+@pytest.mark.parametrize("particles", [1, 3])
 @pytest.mark.parametrize("name", PAIRS)
-def test_every_other_pair_traced_is_the_pair(name, particles, vectorize, params):
-    if name == "joint" and vectorize:
-        pytest.skip("a pair without plates takes its particles one by one")
+def test_every_other_pair_traced_is_the_pair(name, particles, params):
     torch.manual_seed(0)
     (model, guide), data = PAIRS[name]()
     data = as_arguments(data)
     pair = look(model, guide, data, plate_of(name))
-    traced, batch = agree(pair, data, particles, vectorize=vectorize)
-    assert traced.parameters
+    agree(pair, data, particles, vectorize=particles > 1 and in_a_plate(pair, data))
+
+
+def test_particles_one_by_one(params):
+    (model, guide), data = PAIRS["plain params"]()
+    agree(look(model, guide, data), data, 3, vectorize=False)
+
+
+@pytest.mark.parametrize("wrong", ["noise", "beta", "num_data"])
+def test_the_comparison_can_fail(wrong, params):
+    """Frozen noise, a KL term of another weight, a global latent of another weight."""
+    data = line_data()
+    pair = look(*PAIRS["global"]()[0], data)
+    traced = trace_loss(pair, ELBO(), data, 40, vectorize=False)
+    used = {"beta": 1.0, "num_data": 40, "seed": 1}
+    used[wrong if wrong != "noise" else "seed"] = {"beta": 0.5, "num_data": 20, "noise": 2}[wrong]
+    given = (pair, ELBO(), data, used["beta"], used["num_data"], traced.parameters)
+    torch.manual_seed(1)
+    found, _ = traced.loss_and_grads(traced.parameters, *data)
+    for other in (eager, pyros):
+        loss, _ = other(*given, vectorize=False, seed=used["seed"])
+        assert float(found) != pytest.approx(float(loss), rel=1e-6)
+
+
+# inference.trace ---------------------------------------------------------------------------------
+
+
+def tutorial(seed=0, **fields):
+    torch.manual_seed(seed)
+    return Tutorial(**fields)
+
+
+def test_a_traced_loss_is_differentiable():
+    vae, x = tutorial(), patterns()
+    traced = trace(vae.model, vae.guide, x, num_data=640)
+    assert traced.parameters.keys() == {
+        f"{part}$$${name}"
+        for part in ("encoder", "decoder")
+        for name, _ in getattr(vae, part).named_parameters()
+    }
+    torch.manual_seed(3)
+    loss, gradients = traced.loss_and_grads(traced.parameters, x)
+    torch.manual_seed(3)
+    again = traced(traced.parameters, x)
+    assert torch.equal(again, loss)
+    (2 * again).backward()
+    for name, p in traced.parameters.items():
+        assert torch.allclose(p.grad, 2 * gradients[name]), name
+    # Other values than the live ones: a pure function.
+    others = {n: p.detach() * 0.9 for n, p in traced.parameters.items()}
+    torch.manual_seed(3)
+    assert float(traced(others, x)) != float(loss)
+    live = list(traced.parameters.values())
+    first = torch.autograd.grad(traced(traced.parameters, x), live, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
+        sum(g.sum() for g in first).backward()
+
+
+def test_the_parameters_are_the_live_ones(params):
+    vae, x = tutorial(), patterns()
+    traced = trace(vae.model, vae.guide, x)
+    live = {id(p) for p in vae.parameters()}
+    assert {id(p) for p in traced.parameters.values()} == live
+    assert not params  # a module keeps its own
+    params["slope"] = torch.tensor(0.5)
+    slope = params._params["slope"]
+    plain = trace(line_model, line_guide, *line_data())
+    assert plain.parameters["slope"] is slope
+    assert plain.parameters.keys() == params.keys() == {"slope", "noise", "gain", "lean", "scale"}
+    for name, p in plain.parameters.items():
+        assert params._params[name] is p
+    assert params["noise"].item() == pytest.approx(1)
+    assert params._constraints["noise"] is constraints.positive
+
+
+@pytest.mark.parametrize(
+    "batch", [patterns(63), patterns()[:, :5], patterns().double(), patterns().long()]
+)
+def test_another_shape_is_refused(batch):
+    vae = tutorial()
+    traced = trace(vae.model, vae.guide, patterns())
+    with pytest.raises(RequestError, match=r"batch: got .*traced for float32 \[64, 6\]"):
+        traced(traced.parameters, batch)
+    with pytest.raises(RequestError, match="trace it once more"):
+        traced.loss_and_grads(traced.parameters, batch, batch)
+
+
+def test_beta_is_an_input(monkeypatch, params):
+    """One recording serves a warm-up: the loss is linear in beta, and its slope is the KL term."""
+    x, y = line_data()
+    traced = trace(line_model, line_guide, x, y)
+    monkeypatch.setattr(inference.tracing, "make_fx", None)  # nothing is recorded again
+    losses = []
+    for beta in (0.0, 0.5, torch.tensor(1.0)):
+        torch.manual_seed(0)
+        losses.append(traced(traced.parameters, x, y, beta=beta).item())
+    assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2)
+    with torch.no_grad():
+        traced.parameters["gain"].fill_(0.3)
+    torch.manual_seed(0)
+    with_kl = traced(traced.parameters, x, y, beta=1.0).item()
+    torch.manual_seed(0)
+    without = traced(traced.parameters, x, y, beta=0.0).item()
+    torch.manual_seed(0)
+    z = 0.3 * y + torch.randn(40)
+    kl = (dist.Normal(0.3 * y, 1.0).log_prob(z) - dist.Normal(0.0, 1.0).log_prob(z)).mean()
+    assert with_kl - without == pytest.approx(float(kl), rel=1e-5)
+
+
+def test_noise_is_fresh_at_each_call_and_that_of_the_seed():
+    vae, x = tutorial(), patterns()
+    traced = trace(vae.model, vae.guide, x)
+    torch.manual_seed(5)
+    first, second = (traced(traced.parameters, x).item() for _ in range(2))
+    assert first != second
+    torch.manual_seed(5)
+    assert [traced(traced.parameters, x).item() for _ in range(2)] == [first, second]
+
+
+def test_a_loop_of_ones_own_is_fit():
+    """Adam on the traced loss, with the batches and the noise of `fit`: the same weights."""
+    x, seed, size = patterns(), 4, 16
+    vae, own = tutorial(), tutorial()
+    settings = {"epochs": 3, "batch_size": size, "learning_rate": 0.01}
+    result = fit(vae.model, vae.guide, x, seed=seed, engine="eager", **settings)
+    traced = trace(own.model, own.guide, x[:size], num_data=len(x))
+    optimizer = torch.optim.Adam(traced.parameters.values(), lr=0.01)
+    bounds = []
+    torch.manual_seed(seed)
+    for epoch in range(3):
+        generator = torch.Generator().manual_seed(derived_seed("order", seed, epoch))
+        for rows in torch.randperm(len(x), generator=generator).split(size):
+            optimizer.zero_grad()
+            loss = traced(traced.parameters, x[rows])
+            loss.backward()
+            optimizer.step()
+            bounds.append(-float(loss.detach()))
+    for (name, p), q in zip(vae.named_parameters(), own.parameters(), strict=True):
+        assert torch.allclose(p, q, atol=1e-5), name
+    assert not torch.allclose(vae.decoder[0].weight, tutorial().decoder[0].weight, atol=1e-2)
+    assert result.history[-1]["train_bound"] == pytest.approx(sum(bounds[-4:]) / 4, rel=1e-5)
+
+
+def test_modules_are_traced_in_the_mode_they_are_in(params):
+    (model, guide), x = PAIRS["closures"]()
+    (decoder,) = [m for m in modules_of(model, guide) if isinstance(m, nn.Sequential)]
+    noise = {}
+    for training in (True, False):
+        decoder.train(training)
+        traced = trace(model, guide, x)
+        assert decoder.training == training
+        names = {str(node.target) for node in traced.graph.graph.nodes}
+        noise[training] = len({n for n in names if "dropout" in n or "bernoulli" in n})
+    assert noise[True] > noise[False] == 0
+
+
+def test_a_traced_pair_is_checked_against_the_handlers_on_demand(params):
+    """A number that the pair reads is part of the record; `check` tells when it was changed."""
+    held = {"temperature": 1.0, "shift": torch.tensor(0.0)}
+
+    def model(x, y):
+        slope = pyro.param("slope", torch.tensor(0.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(held["shift"], held["temperature"]))
+            pyro.sample("y", dist.Normal(slope * x + z, 1.0), obs=y)
+
+    data = line_data()
+    traced = trace(model, line_guide, *data)
+    before = traced(traced.parameters, *data).item()
+    traced.check(*data)
+    held["shift"].add_(1.0)  # in place: by reference
+    traced.check(*data)
+    assert traced(traced.parameters, *data).item() != before
+    held["temperature"] = 2.0
+    with pytest.raises(Untraceable, match="its traced loss is not the eager one"):
+        traced.check(*data)
+    held["temperature"] = 1.0
+    traced.check(*data)
+    held["shift"] = torch.tensor(3.0)
+    with pytest.raises(Untraceable):
+        traced.check(*data)
+
+
+@pytest.mark.slow
+def test_torch_compile_takes_the_graph():
+    vae, x = tutorial(), patterns()
+    traced = trace(vae.model, vae.guide, x)
+    options = {"fallback_random": True}
+    compiled = torch.compile(traced.graph, fullgraph=True, options=options)
+    inputs = [*(p.detach() for p in traced.parameters.values()), x, torch.tensor(1.0).double()]
+    torch.manual_seed(0)
+    expected = traced.graph(*inputs)
+    torch.manual_seed(0)
+    for a, b in zip(expected, compiled(*inputs), strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_tracing_leaves_no_traces(params):
+    vae, stale, x = tutorial(batch_norm=True), tutorial(seed=9, batch_norm=True), patterns()
+    pyro.module("decoder", stale.decoder)
+    before = dict(params._params)
+    state = {n: v.clone() for n, v in vae.state_dict().items()}
+    vae.eval()
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    expected = np.random.RandomState(1).random(), random.Random(1).random()
+    kept = torch.get_rng_state()
+    trace(vae.model, vae.guide, x)
+    vae.train()
+    with pytest.raises(Untraceable, match="in place"):
+        trace(vae.model, vae.guide, x)
+    assert torch.equal(torch.get_rng_state(), kept)
+    assert (np.random.random(), random.random()) == expected  # noqa: NPY002
+    assert all(torch.equal(v, state[n]) for n, v in vae.state_dict().items())
+    assert all(p.grad is None for p in vae.parameters())
+    assert vae.training
+    assert dict(params._params) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"plate": "rows"}, PairError, "no site stands in a plate called 'rows'"),
+        ({"objective": "iwae"}, RequestError, "objective: 'iwae' is unknown"),
+    ],
+)
+def test_bad_requests(settings, error, message, params):
+    with pytest.raises(error, match=message):
+        trace(line_model, line_guide, *line_data(), **settings)
+    assert not params
+
+
+def test_a_pair_whose_parameters_are_all_frozen():
+    vae = tutorial()
+    vae.requires_grad_(False)
+    vae.eval()
+    with pytest.raises(Untraceable, match="no parameter that requires a gradient"):
+        trace(vae.model, vae.guide, patterns())
+
+
+def test_float64(params):
+    x, y = (a.double() for a in line_data())
+    torch.set_default_dtype(torch.float64)
+    try:
+        pair = look(line_model, line_guide, (x, y))
+        traced, _ = agree(pair, (x, y), 1, vectorize=False)
+        assert {p.dtype for p in traced.parameters.values()} == {torch.float64}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# What cannot be traced ---------------------------------------------------------------------------
+
+
+class Odd(Tutorial):
+    """Does something in its model that is no tensor operation."""
+
+    way, calls = "", 0
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(6)
+        self.register_buffer("count", torch.zeros(()))
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def model(self, x):
+        pyro.module("odd", self)
+        with pyro.plate("data", len(x)):
+            loc = torch.zeros(len(x), 2)
+            z = pyro.sample("latent", dist.Normal(loc, 1.0).to_event(1))
+            logits = self.change(self.decoder(z), x) + self.gain
+            pyro.sample("obs", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def change(self, logits, x):
+        way = self.way
+        if way == "item":
+            return logits * (1 + x.mean().item())
+        if way == "float":
+            return logits * float(x.mean())
+        if way == "if":
+            return logits * 2 if logits.mean() > 0 else logits
+        if way == "mask":
+            return logits + x[x > 0.5].mean()
+        if way == "where":
+            return logits + 0.1 * len(torch.nonzero(x))
+        if way == "numpy":
+            return logits + x.numpy().mean()
+        if way == "asarray":
+            return logits + float(np.asarray(x).mean())
+        if way == "tolist":
+            return logits + sum(x[:, 0].tolist())
+        if way == "literal":
+            return logits + torch.tensor([x.mean()] * 6)
+        if way == "numpy noise":
+            return logits + np.random.normal()  # noqa: NPY002
+        if way == "python noise":
+            return logits + random.random()
+        if way == "counter":
+            self.calls += 1
+            return logits + self.calls
+        if way == "batch norm":
+            return self.norm(logits)
+        if way == "functional norm":
+            mean, var = self.norm.running_mean, self.norm.running_var
+            return torch.nn.functional.batch_norm(logits, mean, var, training=True)
+        if way == "buffer":
+            self.count += 1
+            return logits + self.count
+        if way == "parameter":
+            return logits + self.gain.item() + 1
+        if way == "detached":
+            return logits + float(self.gain.detach().numpy()) + 1
+        return logits
+
+
+def odd(way):
+    torch.manual_seed(0)
+    vae = Odd()
+    vae.way = way
+    return vae
+
+
+def bernoulli_latents():
+    """Latents whose gradient is a score function."""
+
+    def model(x):
+        logit = pyro.param("logit", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            which = pyro.sample("which", dist.Bernoulli(logits=logit))
+            pyro.sample("x", dist.Normal(which, 1.0), obs=x)
+
+    def guide(x):
+        lean = pyro.param("lean", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("which", dist.Bernoulli(logits=lean * x))
+
+    return model, guide
+
+
+def von_mises_latents():
+    def model(x):
+        loc = pyro.param("loc", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            angle = pyro.sample("angle", dist.VonMises(loc, 2.0))
+            pyro.sample("x", dist.Normal(angle.cos(), 1.0), obs=x)
+
+    def guide(x):
+        lean = pyro.param("lean", torch.tensor(0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("angle", dist.VonMises(lean * x, 1.0))
+
+    return model, guide
+
+
+# way: what the sentence says. Those that are found by their operation name the line, too.
+BY_OPERATION = {
+    "item": "'item'",
+    "float": "'item'",
+    "if": "hands values of tensors to Python",
+    "mask": "'index'",
+    "where": "'nonzero'",
+    "numpy": "'numpy'",
+    "asarray": "'__array__'",
+    "tolist": "'tolist'",
+    "batch norm": r"changes a tensor of shape \(\) in place",
+    "functional norm": r"changes a tensor of shape \(6,\) in place",
+    "buffer": r"changes a tensor of shape \(\) in place",
+    "parameter": "'item'",
+    "detached": "'numpy'",
+}
+BY_VALUE = ["literal", "numpy noise", "python noise", "counter"]
+BY_SITE = {
+    "site 'which' draws from Bernoulli.*score function": bernoulli_latents,
+    "hands values of tensors to Python .*, at line": von_mises_latents,
+}
+
+
+@pytest.mark.parametrize("way", BY_OPERATION)
+def test_operations_that_leave_tensors_are_named_with_their_line(way):
+    vae, x = odd(way), patterns()
+    state = {n: v.clone() for n, v in vae.state_dict().items()}
+    with pytest.raises(Untraceable, match=BY_OPERATION[way]) as told:
+        trace(vae.model, vae.guide, x)
+    message = str(told.value)
+    assert "\n" not in message
+    assert message.endswith("of test_tracing.py")
+    line = int(message.partition("at line ")[2].split()[0])
+    source = Path(__file__).read_text().splitlines()
+    start = next(i for i, text in enumerate(source) if f'way == "{way}"' in text)
+    assert 0 < line - 1 - start < 4, source[line - 1]
+    if way not in ("functional norm", "buffer"):  # which do so in eval mode, too: at each look
+        assert all(torch.equal(v, state[n]) for n, v in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("way", BY_VALUE)
+def test_what_changes_beside_tensors_is_found_by_its_effect(way):
+    vae = odd(way)
+    with pytest.raises(Untraceable, match=r"its traced .* is not the eager one"):
+        trace(vae.model, vae.guide, patterns())
+
+
+@pytest.mark.parametrize("message", BY_SITE)
+def test_score_functions_name_the_site(message, params):
+    with pytest.raises(Untraceable, match=message):
+        trace(*BY_SITE[message](), line_data()[0])
+
+
+def test_what_can_be_traced_is():
+    """The ways above are refused for what they do, not for the class that does it."""
+    vae = odd("")
+    trace(vae.model, vae.guide, patterns())
+    vae = odd("batch norm").eval()
+    trace(vae.model, vae.guide, patterns())

@@ -68,8 +68,8 @@ def whole_step(model: HandVAE, data: Tensor, cpp_wrapper: bool) -> Callable[[Ten
     parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
     first = {name: torch.zeros_like(p) for name, p in parameters.items()}
     second = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    # Filled in before each step: in the graph, 0.9^t would be taken anew for every weight, and is
-    # three times as slow once it underflows, after some thousand steps.
+    # Filled in before each step: in the graph, 0.9^t would be taken anew for every weight, and more
+    # slowly yet once it underflows, from step 1000 on.
     rate, correction = (torch.zeros((), device=data.device) for _ in range(2))
     count = 0
 

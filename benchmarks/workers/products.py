@@ -54,8 +54,7 @@ def evidence(task: dict[str, Any]) -> tuple[Callable[[int], dict], str]:
             for a, b in pairwise(widths)
         ]
 
-        def run(n: int) -> dict[str, Any]:
-            left = n * samples
+        def multiply(left: int) -> dict[str, Any]:
             while left > 0:
                 size = min(rows, left)
                 for i, matrix in enumerate(matrices):
@@ -64,15 +63,16 @@ def evidence(task: dict[str, Any]) -> tuple[Callable[[int], dict], str]:
             _wait(task)
             return {}
 
-        return run
+        return multiply
 
     ways = [(rows, transposed) for rows in tiles(task) for transposed in (True, False)]
     if not task["search"]:
         ways = ways[:1]
-    few = max(1, 20_000 // samples)
-    (rows, transposed), run = fastest(ways, make, lambda way: way(few))
+    few = 20_000 if task["device"] == "cpu" else 1_000_000
+    (rows, transposed), multiply = fastest(ways, make, lambda way: way(few))
     layout = "[out, in]" if transposed else "[in, out]"
-    return run, f"tiles of {rows} rows, weights stored {layout}"
+    told = f"tiles of {rows} rows, weights stored {layout}"
+    return lambda n: multiply(n * samples), told
 
 
 def _product(m: int, k: int, n: int, device: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ from inference.errors import CompilationError, Untraceable
 from inference.isolation import own_randomness
 from inference.log_weights import LogWeights
 from inference.staging import Staged
-from inference.tiles import Tile, Tiles
+from inference.tiles import Tile, Tiles, numbers_per_tile
 
 Reduction = Callable[[LogWeights], Sequence[Tensor]]
 ENGINES = ("auto", "eager", "compiled")
@@ -36,6 +36,7 @@ class Weighing:
         self.engine, self.reason = "eager", "as asked"
         self._kernel: Staged | None = None
         self._shared: tuple[int, list[Tensor]] | None = None
+        self._checked = 0  # data
         if engine == "eager":
             return
         if engine == "auto":
@@ -57,11 +58,18 @@ class Weighing:
         if self._kernel is None or not tiles.is_whole(tile):
             return list(self.reduction(tiles.score(tile)))
         if self._shared is None or self._shared[0] != tile.start:
-            data = tiles.rows_of(tile)
-            tiles.check(data)
-            self._shared = (tile.start, self._kernel.share(data))
+            self._check(tile)
+            self._shared = (tile.start, self._kernel.share(tiles.rows_of(tile)))
         tiles.seed_for(tile)
         return self._kernel(self._shared[1])
+
+    def _check(self, tile: Tile) -> None:
+        """See that data lie in their supports, many at once, before they are needed."""
+        while self._checked < tile.stop:
+            most = max(1, numbers_per_tile(self.tiles.device) // self.tiles.pair.event_numel)
+            stop = min(self._checked + max(most, tile.stop - tile.start), self.tiles.num_data)
+            self.tiles.check(tuple(a[self._checked : stop] for a in self.tiles.arguments))
+            self._checked = stop
 
     def _function(self, *data: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.reduction(self.tiles.record(data, self.tiles.samples_per_tile)))

@@ -52,7 +52,13 @@ def evaluate(
     x = choose(observed(dataset, how.split), how.num_data).to(device)
     pair = vae.model, vae.guide
     estimate = inference.log_marginal(
-        *pair, x, estimator=how.estimator, seed=how.seed, progress=progress
+        *pair,
+        x,
+        estimator=how.estimator,
+        seed=how.seed,
+        engine=how.engine,
+        precision=how.precision,
+        progress=progress,
     )
     summary = {
         **estimate.summary(),

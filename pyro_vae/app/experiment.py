@@ -79,6 +79,9 @@ Options = Annotated[
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
+Precision = Literal["float32", "tf32", "bfloat16", "float64"]
+
+
 class TrainSpec(Value):
     """How `inference.fit` maximises the objective. `seed` sets the first weights and all noise."""
 
@@ -92,7 +95,7 @@ class TrainSpec(Value):
     patience: PositiveInt | None = None
     seed: Seed = 0
     engine: Literal["auto", "eager", "compiled", "cuda_graph"] = "auto"
-    precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
+    precision: Precision = "float32"
     device: str | None = None
     checkpoint_seconds: float = Field(default=60.0, ge=0, allow_inf_nan=False)
 
@@ -109,6 +112,8 @@ class EvaluateSpec(Value):
     split: Literal["train", "validation", "test"] = "test"
     num_data: PositiveInt | None = None
     seed: Seed = 0
+    engine: Literal["auto", "eager", "compiled"] = "auto"
+    precision: Precision = "float32"
 
 
 class ExperimentSpec(Value):
