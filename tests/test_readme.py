@@ -67,15 +67,30 @@ def test_own_component_is_short():
     assert len([line for line in text.splitlines() if line.strip()]) < 20
 
 
-PROGRAMS = [text for kind, text in BLOCKS if kind == "python" and "inference.fit(" in text]
+# Programs that stand alone, and those that go on with the pair of the one before.
+PROGRAMS = [text for kind, text in BLOCKS if kind == "python" and "import inference" in text]
+GOING_ON = [text for kind, text in BLOCKS if kind == "python" and "import" not in text]
+
+
+def shortened(text: str) -> str:
+    short, count = re.subn(r"epochs=\d+", "epochs=1, progress=False", text)
+    assert count == text.count("inference.fit(")
+    return short.replace("num_samples=1000", "num_samples=20").replace("range(100)", "range(3)")
 
 
 @pytest.mark.parametrize("text", PROGRAMS, ids=["VAE", "pair"])
 def test_python_programs_run(text, capsys, own_store):
-    short, count = re.subn(r"epochs=\d+", "epochs=1, progress=False", text)
-    assert count == 1
-    exec(compile(short.replace("num_samples=1000", "num_samples=20"), "README.md", "exec"), {})
+    exec(compile(shortened(text), "README.md", "exec"), {})
     assert re.search(r"log p\(x\) = -?\d", capsys.readouterr().out)
+
+
+def test_programs_that_go_on_with_the_pair_run(capsys, own_store):
+    names: dict = {}
+    for text in (PROGRAMS[1], *GOING_ON):
+        exec(compile(shortened(text), "README.md", "exec"), names)
+    assert len(GOING_ON) == 2
+    assert "compiled - as asked" in capsys.readouterr().out
+    assert bool(names["loss"].isfinite())
 
 
 def test_own_data_train(folder):

@@ -225,7 +225,7 @@ def _estimator(summary: Mapping[str, Any]) -> str:
 
 def model_differences(a: ExperimentSpec, b: ExperimentSpec) -> dict[str, tuple[Any, Any]]:
     """How two specs differ as models: not by training seed, nor by how or where they were run."""
-    apart = ("train.seed", "train.device", "train.checkpoint_seconds", "data.path")
+    apart = ("train.seed", "train.engine", "train.device", "train.checkpoint_seconds", "data.path")
     return {
         field: pair
         for field, pair in differences(a, b).items()

@@ -204,6 +204,8 @@ def _describe(run: Run, dataset: Dataset, vae: VAE, result: inference.FitResult)
             "steps": result.steps,
             "seconds": result.seconds,
             "engine": result.engine,
+            "engine_reason": result.engine_reason,
+            "precision": run.spec.train.precision,
             "device": str(device),
             "num_weights": vae.num_weights,
             "num_train": len(dataset.train),
