@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,11 +29,18 @@ class Taken:
 
     @property
     def times(self) -> list[float]:
-        """Seconds a unit, slice by slice."""
-        return [
-            (reply["seconds"] - reply.get("fixed", 0.0)) / (reply["pieces"] * self.row.units)
-            for reply in self.replies
-        ]
+        """Seconds a unit, slice by slice.
+
+        What a slice pays before its first piece (`fixed`), the whole work pays once.
+        """
+        row, found = self.row, []
+        for reply in self.replies:
+            fixed = reply.get("fixed", 0.0)
+            time = (reply["seconds"] - fixed) / (reply["pieces"] * row.units)
+            if row.whole is not None:
+                time += reply.get("once", fixed) / (row.whole * row.units)
+            found.append(time)
+        return found
 
 
 class Bench:
@@ -44,12 +52,15 @@ class Bench:
         # For one answer, seconds.
         self.limit = 3600.0 if settings.whole_memory else settings.pick(300.0, 90.0)
         self.kept: dict[tuple[str, str], Worker] = {}
+        # A folder of this run's own: what a run before it compiled is compiled anew.
+        self.compiled = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
 
     def __enter__(self) -> Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release(None)
+        self.compiled.cleanup()
 
     def release(self, keep: str | None) -> None:
         """Close shared processes but those of `keep`."""
@@ -57,7 +68,7 @@ class Bench:
             self.kept.pop(key).close()
 
     def start(self, *, peer: bool) -> Worker:
-        return Worker(self.pythons[peer], self.settings, self.wait_policy)
+        return Worker(self.pythons[peer], self.settings, self.wait_policy, self.compiled.name)
 
     def run(self, section: Section) -> dict[str, Any]:
         """One section's record, as plain data."""
@@ -102,7 +113,7 @@ class Bench:
     def _prepare(self, one: Taken, section: Section) -> None:
         if one.reason is not None:
             return
-        key = (section.keep or "", one.row.worker)
+        key = (section.keep or "", one.row.name)
         self.say(f"{section.name}: prepares {one.row.label.replace('**', '')}")
         try:
             one.worker = self.kept.pop(key, None) or self.start(peer=one.row.peer)
@@ -178,9 +189,8 @@ def _records(taken: list[Taken], section: Section) -> list[dict[str, Any]]:
             "others": round(spread(one.others)["median"], 2) if one.others else None,
         }
         if row.whole is not None:
-            fixed = last.get("fixed", 0.0)
             record["whole"] = row.whole
-            record["fixed_seconds"] = fixed
-            record["whole_seconds"] = fixed + record["median"] * row.whole * row.units
+            record["once_seconds"] = round(last.get("once", last.get("fixed", 0.0)), 3)
+            record["whole_seconds"] = record["median"] * row.whole * row.units
             record["extrapolated"] = last["pieces"] != row.whole
     return records

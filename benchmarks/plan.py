@@ -61,5 +61,5 @@ class Probe:
     """What a look at the interpreters found."""
 
     versions: dict[str, str]
-    engines: tuple[str, ...]
+    engines: dict[str, list[str]]  # ours, of training and of evidence
     cuda: str | None  # name of the device

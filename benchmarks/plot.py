@@ -14,6 +14,12 @@ AXES = {
     "width": "width of the layers\n(10,000 images, 1,000 samples each)",
 }
 
+ROWS = {  # name, colour, marker
+    "ours-eager": ("pyro-vae, eager", "C1", "o"),
+    "ours-compiled": ("pyro-vae, compiled", "C0", "o"),
+    "products": ("matrix products alone", "C7", "s"),
+}
+
 
 def cost_points(sections: dict[str, Any], axis: str, row: str) -> list[tuple[float, float, bool]]:
     """(value, seconds of the whole work, extrapolated) of one row along one axis."""
@@ -34,18 +40,14 @@ def draw(result: dict[str, Any], path: Path) -> bool:
     from matplotlib.ticker import NullLocator
 
     sections = result["sections"]
-    if not any(cost_points(sections, axis, "ours") for axis in AXES):
+    if not any(cost_points(sections, axis, row) for axis in AXES for row in ROWS):
         return False
     figure = Figure(figsize=(12, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    rows = {
-        "ours": ("pyro-vae, log_marginal", "C0", "o"),
-        "products": ("matrix products alone", "C7", "s"),
-    }
     for axes, (axis, label) in zip(
         figure.subplots(1, len(AXES), sharey=True), AXES.items(), strict=True
     ):
-        for row, (name, colour, marker) in rows.items():
+        for row, (name, colour, marker) in ROWS.items():
             points = cost_points(sections, axis, row)
             if not points:
                 continue
@@ -63,7 +65,7 @@ def draw(result: dict[str, Any], path: Path) -> bool:
                 )
         axes.set_xscale("log")
         axes.set_yscale("log")
-        ticks = [value for value, *_ in cost_points(sections, axis, "ours")]
+        ticks = sorted({v for row in ROWS for v, *_ in cost_points(sections, axis, row)})
         axes.set_xticks(
             ticks, [f"{value:,}" if value < 1e4 else f"{value // 1000}k" for value in ticks]
         )

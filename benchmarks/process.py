@@ -24,9 +24,9 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """One process, which speaks JSON lines."""
+    """One process, which speaks JSON lines; `compiled` is a folder for torch's compiled code."""
 
-    def __init__(self, python: str, settings: Settings, wait_policy: str = "default"):
+    def __init__(self, python: str, settings: Settings, wait_policy: str, compiled: str):
         threads = str(settings.threads)
         environment = {
             **os.environ,
@@ -35,6 +35,7 @@ class Worker:
             "NPROC": threads,  # XLA's pool
             "JAX_PLATFORMS": "cpu",
             "BENCHMARK_WAIT_POLICY": wait_policy,
+            "TORCHINDUCTOR_CACHE_DIR": compiled,
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no pool of processes beside the one measured
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }

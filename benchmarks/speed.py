@@ -38,7 +38,8 @@ PARTIAL = machine.ROOT / "build" / "speed.json"
 # Without those that take long to compile.
 QUICK = (
     r"^training-20/(products|svi$|hand-eager|numpyro-update|pythae|ours-eager)|"
-    r"^training-(conv|vamp)/ours-eager|^evidence/(?!hand-compiled)|^memory/ours|^cost-|^gpu-"
+    r"^training-(conv|vamp)/ours-eager|^evidence/(?!.*compiled)|^memory/ours-eager|"
+    r"^cost-.*/(products|ours-eager)|^gpu-"
 )
 PACKAGES = ["torch", "pyro-ppl", "numpy", "pyro-vae", "jax", "jaxlib", "numpyro", "pythae"]
 
@@ -93,7 +94,7 @@ def look(bench: Bench) -> Probe:
             if worker is not None:
                 worker.close()
         versions |= found["versions"]
-    return Probe(versions, tuple(found["engines"]), found["cuda"])
+    return Probe(versions, found["engines"], found["cuda"])
 
 
 def select(sections: list[Section], only: str | None) -> list[Section]:
@@ -119,7 +120,7 @@ def header(settings: Settings, probe: Probe, args: argparse.Namespace) -> dict[s
         "settings": {**asdict(settings), "only": args.only, "wait_policy": args.wait_policy},
         "machine": {**machine.facts(), "cuda": probe.cuda},
         "versions": probe.versions,
-        "engines": list(probe.engines),
+        "engines": probe.engines,
         "commit": machine.commit(),
         "seconds": 0.0,
         "sections": {},

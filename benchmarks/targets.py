@@ -58,21 +58,27 @@ def _evidence(sections: Sections) -> Iterator[str]:
     section = sections.get("evidence")
     if section is None:
         return
-    ours = find(section, "ours")
+    ours = find(section, "ours-compiled")
+    what = "log p(x), compiled, compiling included"
     products = _multiple(ours, find(section, "products"))
-    yield from _told("log p(x), time / products", products, at_most=1.5, stretch="1.25x")
+    yield from _told(f"{what}, time / products", products, at_most=1.5, stretch="1.25x")
     faster = _multiple(find(section, "importance"), ours)
-    yield from _told("log p(x), Importance / time", faster, at_least=130, stretch="")
+    yield from _told(f"{what}, Importance / time", faster, at_least=130, stretch="")
 
 
 def _memory(sections: Sections) -> Iterator[str]:
     section = sections.get("memory")
     if section is None:
         return
-    few, many = (find(section, name) for name in section["ours"])
-    if few and many and "peak_mib" in few and "peak_mib" in many:
-        value = many["peak_mib"] / few["peak_mib"]
-        yield from _told("peak memory, many / few samples", value, at_most=1.2, stretch="")
+    # Last, what `auto` may choose: the larger work compiled, the smaller not.
+    for engines in (("eager", "eager"), ("compiled", "compiled"), ("eager", "compiled")):
+        few = find(section, f"ours-{engines[0]}-{section['few']}")
+        many = find(section, f"ours-{engines[1]}-{section['many']}")
+        if few and many and "peak_mib" in few and "peak_mib" in many:
+            what = f"peak memory, {section['many']:,} samples {engines[1]} / "
+            what += f"{section['few']:,} samples {engines[0]}"
+            value = many["peak_mib"] / few["peak_mib"]
+            yield from _told(what, value, at_most=1.2, stretch="")
 
 
 def _gpu(sections: Sections) -> Iterator[str]:
@@ -82,8 +88,10 @@ def _gpu(sections: Sections) -> Iterator[str]:
     yield from _told("GPU training step, SVI / cuda_graph", svi, at_least=20, stretch="")
     by_hand = _multiple(ours, find(section, "hand-reduce-overhead"))
     yield from _told("GPU training step, time / by hand", by_hand, at_most=1.05, stretch="")
-    found = find(sections.get("gpu-evidence", {"rows": []}), "ours-float32")
-    if found is not None and "median" in found:
-        seconds = found["whole_seconds"]
-        reached = "reached" if seconds < 3 else "MISSED"
-        yield f"GPU log p(x), float32: {number(seconds)} s; must < 3 s: {reached}"
+    for row in sections.get("gpu-evidence", {"rows": []})["rows"]:
+        if row["name"].startswith("ours") and "median" in row:
+            seconds = row["whole_seconds"]
+            must = ""
+            if row["name"].endswith("float32"):
+                must = f"; must < 3 s: {'reached' if seconds < 3 else 'MISSED'}"
+            yield f"GPU {row['label'].replace('**', '')}: {number(seconds)} s{must}"

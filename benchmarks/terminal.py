@@ -55,17 +55,23 @@ def _mark(row: Record) -> str:
 
 def cost_table(sections: dict[str, Record]) -> Table:
     """Ours and the products alone along every axis, one line a point."""
-    columns = ["axis", "value", "products", "pyro-vae", "x products", "measured on"]
+    names = {"products": "matrix products", "ours-eager": "eager", "ours-compiled": "compiled"}
     made = []
     for record in sections.values():
-        ours, products = find(record, "ours"), find(record, "products")
-        if "axis" not in record or ours is None or "median" not in ours:
+        rows = [find(record, name) for name in names]
+        known = [row for row in rows if row is not None and "median" in row]
+        if "axis" not in record or not known:
             continue
-        known = products is not None and "median" in products
         cells = [record["axis"], f"{record['value']:,}"]
-        cells.append(duration(products["whole_seconds"]) if known else "")  # type: ignore[index]
-        cells.append(duration(ours["whole_seconds"]))
-        whole = ours["whole_seconds"] / products["whole_seconds"] if known else None  # type: ignore[index]
-        cells.append(times(whole) if whole else "")
-        made.append([*cells, f"{ours['pieces']:,} of {ours['whole']:,} images"])
-    return Table("Cost of log p(x)", columns, made, [])
+        for row in rows:
+            cell = ""
+            if row is not None:
+                cell = "not measured"
+            if row in known:
+                cell = duration(row["whole_seconds"])
+                if row["name"] != "products":
+                    cell += f", {against(row, find(record, 'products'))}"
+            cells.append(cell)
+        made.append([*cells, f"{known[0]['pieces']:,} of {known[0]['whole']:,} images"])
+    title = "Cost of log p(x): time, multiple of the matrix products"
+    return Table(title, ["axis", "value", *names.values(), "measured on"], made, [])

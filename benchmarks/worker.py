@@ -87,7 +87,7 @@ def probe(packages: list[str]) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found: dict[str, Any] = {"versions": versions, "engines": [], "cuda": None}
+    found: dict[str, Any] = {"versions": versions, "engines": {}, "cuda": None}
     if "torch" in versions:
         import torch
 

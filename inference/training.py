@@ -35,7 +35,7 @@ from inference.optimizer import SingleOptimizer
 from inference.pair import Pair, examine, head, look_at
 from inference.schedules import Constant, Schedule
 from inference.stopping import Stopping
-from inference.tiles import numbers_per_tile
+from inference.tiles import even_share, numbers_per_tile
 
 # What a checkpoint tells of a `State`, beside weights and history.
 PROGRESS = {
@@ -195,7 +195,7 @@ class Training:
         if self.held_out is None:
             return None
         count = len(self.held_out[0])
-        size = max(1, numbers_per_tile(self.device) // self.pair.event_numel)
+        size = even_share(count, max(1, numbers_per_tile(self.device) // self.pair.event_numel))
         if self.pair.subsampling == "prescaled":
             size = min(size, self.pair.full_size)
         elif self.pair.whole:
@@ -211,7 +211,8 @@ class Training:
                     total += rows * self.engine.evaluate_rows(self.held_out, start)
                 else:
                     batch = tuple(a[start : start + size] for a in self.held_out)
-                    total += rows * self.engine.evaluate(batch)
+                    often = self.epochs * (count // size if rows == size else 1)
+                    total += rows * self.engine.evaluate(batch, often)
         return total / count
 
     # What a checkpoint holds -----------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.plan import Probe, Row, Section, Settings
-from benchmarks.sections.evidence import task_of
+from benchmarks.sections.evidence import label, task_of
 
 # Of each axis: (value, data measured, data meant).
 SAMPLES = [
@@ -13,8 +13,8 @@ SAMPLES = [
     *((1_000, 200, 10_000), (10_000, 20, 10_000), (100_000, 3, 10_000)),
 ]
 DATA = [(n, n, n) for n in (1, 10, 100, 1_000, 10_000)]  # by 100 samples
-LATENT = [(size, 200, 10_000) for size in (2, 10, 50, 200)]  # by 1,000 samples
-WIDTH = [(size, 200, 10_000) for size in (50, 100, 200, 400, 800)]
+LATENT = [(size, 200, 10_000) for size in (2, 50, 200)]  # by 1,000 samples
+WIDTH = [(size, 200, 10_000) for size in (50, 200, 800)]
 
 
 def sections(settings: Settings, probe: Probe) -> list[Section]:
@@ -29,20 +29,27 @@ def sections(settings: Settings, probe: Probe) -> list[Section]:
     for axis, (points, fixed) in axes.items():
         for value, n, whole in settings.pick(points, points[:2]):
             more = {**fixed, **({fields[axis]: value} if axis in fields else {})}
-            made.append(_point(settings, axis, value, n, whole, more))
+            made.append(_point(settings, probe, axis, value, n, whole, more))
     return made
 
 
 def _point(
-    settings: Settings, axis: str, value: int, n: int, whole: int, more: dict[str, Any]
+    settings: Settings,
+    probe: Probe,
+    axis: str,
+    value: int,
+    n: int,
+    whole: int,
+    more: dict[str, Any],
 ) -> Section:
     task = task_of(settings, **more)
     n, whole = min(n, task["num_data"]), min(whole, task["num_data"])
     if axis != "data":  # there, what a call costs by itself is part of the question
         task["few"] = max(1, n // 10)
 
-    def row(name: str, label: str, worker: str) -> Row:
-        return Row(name, label, worker, task, n=n, units=task["num_samples"], whole=whole)
+    def row(name: str, label: str, worker: str, kind: str = "") -> Row:
+        told = {**task, "kind": kind}
+        return Row(name, label, worker, told, n=n, units=task["num_samples"], whole=whole)
 
     return Section(
         name=f"cost-{axis}-{value}",
@@ -50,7 +57,7 @@ def _point(
         unit="datum and sample",
         rows=(
             row("products", "matrix products alone", "products"),
-            row("ours", "**pyro-vae, log_marginal**", "ours"),
+            *(row(f"ours-{e}", label(e), "ours", e) for e in probe.engines["evidence"]),
         ),
         rounds=settings.pick(3, 1),
         references=("products",),

@@ -21,7 +21,7 @@ def sections(settings: Settings, probe: Probe) -> list[Section]:
     engines = [
         step(f"ours-{engine}", f"**pyro-vae, engine {engine}**", "ours", engine)
         # Shown where no engine of that name exists yet, too.
-        for engine in dict.fromkeys([*probe.engines, "cuda_graph"])
+        for engine in dict.fromkeys([*probe.engines["training"], "cuda_graph"])
     ]
     steps = [
         step("svi", "pyro.infer.SVI, Trace_ELBO", "with_pyro", "svi"),
@@ -37,8 +37,9 @@ def sections(settings: Settings, probe: Probe) -> list[Section]:
     samples = settings.pick(evidence.NUM_SAMPLES, 100)
     whole = settings.pick(evidence.NUM_DATA, 1_000)
 
-    def weigh(name: str, label: str, worker: str, precision: str) -> Row:
+    def weigh(name: str, label: str, worker: str, precision: str, kind: str = "") -> Row:
         more: dict[str, Any] = {"num_samples": samples, "device": "cuda", "precision": precision}
+        more["kind"] = kind
         return Row(
             f"{name}-{precision}",
             f"{label}, {precision}",
@@ -49,6 +50,14 @@ def sections(settings: Settings, probe: Probe) -> list[Section]:
             whole=whole,
             absent=absent,
         )
+
+    weighed = []
+    for precision in ("float32", "tf32"):
+        weighed.append(weigh("products", "matrix products alone", "products", precision))
+        weighed += [
+            weigh(f"ours-{engine}", evidence.label(engine), "ours", precision, engine)
+            for engine in probe.engines["evidence"]
+        ]
 
     return [
         Section(
@@ -64,14 +73,7 @@ def sections(settings: Settings, probe: Probe) -> list[Section]:
             name="gpu-evidence",
             title=f"log p(x) of {whole:,} images, {samples:,} samples each, GPU ({device})",
             unit="datum and sample",
-            rows=tuple(
-                weigh(name, label, worker, precision)
-                for precision in ("float32", "tf32")
-                for name, label, worker in (
-                    ("products", "matrix products alone", "products"),
-                    ("ours", "**pyro-vae, log_marginal**", "ours"),
-                )
-            ),
+            rows=tuple(weighed),
             rounds=settings.pick(3, 1),
             references=("products-float32",),
             seconds=60.0,

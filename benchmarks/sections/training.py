@@ -54,7 +54,7 @@ def ours(task: dict[str, Any], probe: Probe, warmup: int | None = None) -> list[
     task = task if warmup is None else {**task, "warmup": warmup}
     return [
         row(f"ours-{engine}", f"**pyro-vae, engine {engine}**", "ours", task, engine)
-        for engine in probe.engines
+        for engine in probe.engines["training"]
     ]
 
 

@@ -6,7 +6,6 @@ The only place that knows how `inference` is driven from inside.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +19,13 @@ from benchmarks.workers.torch_parts import data_of
 _held = contextlib.ExitStack()  # contexts of the row being measured
 
 
-def engines() -> list[str]:
-    """Every engine by name, but the one that chooses among them."""
+def engines() -> dict[str, list[str]]:
+    """Every engine by name, of training and of log p(x), but the one that chooses among them."""
+    from inference.evidence import weighing
     from inference.fit import ENGINES
 
-    return [name for name in ENGINES if name != "auto"]
+    known = {"training": ENGINES, "evidence": weighing.ENGINES}
+    return {work: [name for name in names if name != "auto"] for work, names in known.items()}
 
 
 def prepare(task: dict[str, Any]) -> tuple[Callable[[int], dict], str]:
@@ -92,43 +93,50 @@ def _init(task: dict[str, Any], vae: Any, data: torch.Tensor, modules: list) -> 
 def evidence(task: dict[str, Any]) -> tuple[Callable[[int], dict], str]:
     """`inference.log_marginal` with everything that it tells: error, ESS, k-hat.
 
-    What a call costs before its first tile (a look at the pair, a trace) is measured by a call on
-    few data, and told apart as `fixed`: the whole work pays it once.
+    What a call costs before its first tile (a look at the pair, compiling) is measured by a call
+    on few data, and told apart as `fixed`. The whole work pays it once: as it was for the very
+    first call (`once`), or, where not `cold`, with compiled code at hand.
     """
     data = data_of(task)
     vae = build(task, data)
     samples = task["num_samples"]
     estimator = inference.Importance(num_samples=samples)
-    options: dict[str, Any] = {}
-    if task.get("precision") == "tf32":
-        if "precision" in inspect.signature(inference.log_marginal).parameters:
-            options["precision"] = "tf32"
-        else:
-            torch.set_float32_matmul_precision("high")
 
     def seconds_of(n: int) -> tuple[float, Any]:
         started = time.perf_counter()
         found = inference.log_marginal(
-            vae.model, vae.guide, data[:n], estimator=estimator, progress=False, **options
+            vae.model,
+            vae.guide,
+            data[:n],
+            estimator=estimator,
+            engine=task["kind"],
+            precision=task.get("precision", "float32"),
+            progress=False,
         )
         if task["device"] == "cuda":
             torch.cuda.synchronize()
+        if found.engine != task["kind"]:
+            raise RuntimeError(f"engine {found.engine} ran instead")
         return time.perf_counter() - started, found
 
-    few = task.get("few", 0)
+    few, first = task.get("few", 0), 0.0
 
     def run(n: int) -> dict[str, Any]:
         seconds, found = seconds_of(n)
         reply = {"seconds": seconds, "value": found.mean}
         if few and few < n:
             small, _ = seconds_of(few)
-            fixed = small - few * (seconds - small) / (n - few)
-            reply["fixed"] = max(0.0, fixed)
+            alone = few * (seconds - small) / (n - few)
+            reply["fixed"] = max(0.0, small - alone)
+            if task.get("cold"):
+                reply["once"] = max(0.0, first - alone)
         return reply
 
     note = ""
     if task["warm"]:
-        for n in {few or 1, task["n"]}:  # tiles of few and of many data differ in shape
-            _, found = seconds_of(n)
-        note = f"tile {found.tile[0]} x {found.tile[1]}" if getattr(found, "tile", None) else ""
+        first, _ = seconds_of(few or 1)
+        _, found = seconds_of(task["n"])  # tiles of few and of many data may differ in shape
+        note = f"tile {found.tile[0]} x {found.tile[1]}"
+        if task.get("cold"):
+            note += f"; the first call, compiling and all, took {first:.1f} s on {few} images"
     return run, note

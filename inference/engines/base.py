@@ -91,8 +91,8 @@ class Engine:
         raise NotImplementedError
 
     @torch.no_grad()
-    def evaluate(self, batch: tuple[Tensor, ...]) -> float:
-        """The bound at beta = 1, in nats per datum."""
+    def evaluate(self, batch: tuple[Tensor, ...], often: int = 1) -> float:
+        """The bound at beta = 1, in nats per datum; of such batches, `often` in the training."""
         self.handler.beta = 1.0
         with validation(False), products(self.precision):
             return -self.pyro_loss.loss(self.model, self.guide, *batch)

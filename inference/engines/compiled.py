@@ -11,6 +11,8 @@ from torch import Tensor
 
 from inference.compiling import compile_graph
 from inference.engines.base import Engine
+from inference.engines.bounds import REPAID_AFTER as BOUNDS_REPAID_AFTER
+from inference.engines.bounds import RecordedBound
 from inference.engines.eager import Eager
 from inference.engines.recording import Board, Recorded, record_step
 from inference.errors import CompilationError, NonFiniteError, Untraceable
@@ -59,6 +61,7 @@ class Compiled(Engine):
         self.steps_per_epoch = steps_per_epoch
         self.programs: dict[tuple, Program | None] = {}  # None: its steps are eager ones
         self.recordings = 0
+        self._bounds: dict[tuple, RecordedBound | None] = {}  # None: eager ones
         self._usual: int | None = None  # data in all batches but the last
         self.beta = torch.ones((), dtype=torch.float64, device=self.device)
         self.learning_rate = torch.ones((), dtype=torch.float64, device=self.device)
@@ -87,6 +90,9 @@ class Compiled(Engine):
         for program in self.programs.values():
             if program is not None:
                 program.doubtful = True
+        for bound in self._bounds.values():
+            if bound is not None:
+                bound.doubtful = True
 
     def step(self, batch: tuple[Tensor, ...], beta: float, size: int) -> None:
         batch = tuple(b.contiguous() for b in batch)
@@ -100,6 +106,43 @@ class Compiled(Engine):
             return
         self._set(beta)
         self._run(program, states, batch)
+
+    def evaluate(self, batch: tuple[Tensor, ...], often: int = 1) -> float:
+        if self.handler.keep is not None or often < BOUNDS_REPAID_AFTER:
+            return super().evaluate(batch)
+        batch = tuple(b.contiguous() for b in batch)
+        bound = self._bound(batch)
+        return super().evaluate(batch) if bound is None else bound(batch)
+
+    def _bound(self, batch: tuple[Tensor, ...]) -> RecordedBound | None:
+        """The bound of such batches, recorded where it is new; None where it cannot be."""
+        key = self._key(batch, 0)
+        found = self._bounds.get(key)
+        if found is not None and found.doubtful:
+            with own_randomness(0):
+                expected = super().evaluate(batch)
+            with own_randomness(0):
+                found.doubtful = abs(found(batch) - expected) > 1e-4 * (1 + abs(expected))
+            if found.doubtful:  # the others would be wrong, too
+                self._bounds.clear()
+        if key not in self._bounds:
+            try:
+                self._bounds[key] = self._record_bound(batch)
+            except (Untraceable, CompilationError) as error:
+                self._bounds[key] = None
+                self.remark(f"bounds of {_shapes(batch)} are eager ones, since {error}")
+        return self._bounds[key]
+
+    def _record_bound(self, batch: tuple[Tensor, ...]) -> RecordedBound:
+        self._count_recording()
+        return RecordedBound(
+            self.pair,
+            self.objective,
+            self.num_data,
+            batch,
+            vectorize=self.vectorize,
+            precision=self.precision,
+        )
 
     def _program(self, batch: tuple[Tensor, ...], size: int) -> Program | None:
         """The step for such batches, recorded where it is new; None where it cannot be."""
@@ -149,8 +192,7 @@ class Compiled(Engine):
 
     def _record(self, batch: tuple[Tensor, ...], size: int) -> Program:
         """Raises: `Untraceable`, `CompilationError`."""
-        if self.recordings == MOST_RECORDINGS:
-            raise Untraceable(f"{MOST_RECORDINGS} recordings were made already")
+        self._count_recording()
         with own_randomness():  # recording draws, too
             traced = trace_loss(
                 self.pair,
@@ -172,8 +214,12 @@ class Compiled(Engine):
                 inputs = [*parameters, *states, *board.tensors(), *batch, *scalars]
                 # An example of its own: nothing may be touched by compiling.
                 run = compile_graph(recorded.graph, [i.clone() for i in inputs])
-        self.recordings += 1
         return Program(recorded, run, board, list(traced.parameters.values()))
+
+    def _count_recording(self) -> None:
+        if self.recordings == MOST_RECORDINGS:
+            raise Untraceable(f"{MOST_RECORDINGS} recordings were made already")
+        self.recordings += 1
 
     def _accept(self, recorded: Recorded) -> None:
         """Raises: `Untraceable` where this engine cannot run such a step."""
