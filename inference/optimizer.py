@@ -167,11 +167,17 @@ class SingleOptimizer(PyroOptim):
             group["lr"] = learning_rate
         for parameter, gradient, state in zip(parameters, gradients, states, strict=True):
             parameter.grad = gradient
-            optimizer.state[parameter] = state
+            # Bias corrections such as 1 - 0.999^step are Python numbers elsewhere: double here.
+            wide = {key: item.double() for key, item in state.items() if key == "step"}
+            optimizer.state[parameter] = state | wide
         with _as_if_compiling(), torch.no_grad():
             inspect.unwrap(self.cls.step)(optimizer)  # type: ignore[arg-type]
-        for parameter in parameters:
-            parameter.grad = None
+            for parameter, state in zip(parameters, states, strict=True):
+                parameter.grad = None
+                for key, item in state.items():
+                    after = optimizer.state[parameter][key]
+                    if after is not item:
+                        item.copy_(after)
 
     def get_state(self) -> dict[str, dict[str, Any]]:
         """The optimizer's state by parameter name: tensors and plain numbers."""

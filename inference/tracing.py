@@ -17,6 +17,8 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import once_differentiable
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
@@ -285,7 +287,9 @@ def capture(
             with _tensors_alone(closed, args[:mutable]):
                 return function(*args)
 
-        graph = make_fx(watched)(*clones)
+        # One fake mode for all values noted in the graph; torch would make one for each of them.
+        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+            graph = make_fx(watched)(*clones)
     return lift(graph, parameters)
 
 

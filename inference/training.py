@@ -104,7 +104,8 @@ class Training:
     def __post_init__(self) -> None:
         children = [child for module in self.modules for child in module.modules()]
         self._owned = [(c, n, p) for c in children for n, p in c._parameters.items()]
-        self._stored = dict(pyro.get_param_store()._params)
+        store = pyro.get_param_store()._params
+        self._stored = [(n, p, p.dtype, p.stride()) for n, p in store.items()]
 
     def step(self, state: State, order: Tensor) -> None:
         """One batch: gather, transform, update. Advances `state`.
@@ -134,20 +135,21 @@ class Training:
     def _check_parameters(self) -> None:
         """Pyro and the optimizer would go on with the former tensor, whatever the module holds."""
         store = pyro.get_param_store()._params
-        lost = next((n for n, p in self._stored.items() if store.get(n) is not p), None)
-        for child, name, parameter in self._owned:
-            if child._parameters.get(name) is not parameter:
-                lost = self._name_of(parameter) or name
-                break
-        if lost is not None:
-            raise PairError(
-                f"parameter '{lost}' was replaced by another tensor during training, which the "
-                "optimizer does not know; change its values in place (`with torch.no_grad(): "
-                "parameter.copy_(...)`)"
-            )
+        for name, parameter, dtype, strides in self._stored:
+            if store.get(name) is not parameter:
+                self._refuse(name, "was replaced by another tensor")
+            if parameter.dtype != dtype or parameter.stride() != strides:
+                self._refuse(name, "was given another dtype or memory layout")
+        for child, name, owned in self._owned:
+            if child._parameters.get(name) is not owned:
+                known = (n for n, p, *_ in self._stored if p is owned)
+                self._refuse(next(known, name), "was replaced by another tensor")
 
-    def _name_of(self, parameter: Tensor | None) -> str | None:
-        return next((n for n, p in self._stored.items() if p is parameter), None)
+    def _refuse(self, name: str, what: str) -> None:
+        raise PairError(
+            f"parameter '{name}' {what} during training, which the optimizer does not know; "
+            "change its values in place (`with torch.no_grad(): parameter.copy_(...)`)"
+        )
 
     def batch(self, rows: Tensor | None) -> tuple[Tensor, ...]:
         """These rows of the data (all, for a pair that takes no part), transformed."""

@@ -137,8 +137,9 @@ BUSY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("particles", [1, 3])
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    ("name", "particles"), [*((name, 1) for name in PAIRS), *((n, 3) for n in list(PAIRS)[::5])]
+)
 def test_recorded_steps_give_the_eager_trajectory(name, particles, engines):
     """Weights and history, with warm-up, a schedule, clipping, validation and a ragged batch."""
     make = PAIRS[name]
@@ -150,8 +151,8 @@ def test_recorded_steps_give_the_eager_trajectory(name, particles, engines):
     assert (expected[0].engine, found[0].engine) == ("eager", "compiled")
     assert expected[0].engine_reason == found[0].engine_reason == "as asked"
     follows(expected, found)
-    ragged = name not in ("joint", "subsampling")
-    assert engines[0].recordings == 1 + ragged
+    num = len(data) if isinstance(data, torch.Tensor) else len(data[0])
+    assert engines[0].recordings == 1 + (num % settings["batch_size"] > 0)
     assert expected[0].history[0]["grad_norm"] > 0
 
 
@@ -253,27 +254,10 @@ def test_optimizers_step_as_they_do_eagerly(optimizer, options):
     assert apart(start, expected[1]) > 1e-4
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "muon"])
-def test_optimizers_that_cannot_be_recorded_are_run_eagerly(optimizer, params):
-    def make():
-        torch.manual_seed(0)
-        weight = nn.Parameter(0.1 * torch.randn(6, 2))  # Muon takes matrices alone
-
-        def model(x):
-            pyro.param("weight", weight)
-            with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
-                pyro.sample("x", dist.Bernoulli(logits=z @ weight.T).to_event(1), obs=x)
-
-        def guide(x):
-            with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Normal(x @ pyro.param("weight"), 1.0).to_event(1))
-
-        return (model, guide), patterns()
-
-    expected = train(make, "eager", optimizer=optimizer)
+def test_an_optimizer_that_cannot_be_recorded_is_run_eagerly():
+    expected = train(PAIRS["pyro.module"], "eager", optimizer="adafactor")
     with pytest.warns(EngineWarning, match="not compiled, since ") as told:
-        found = train(make, "compiled", optimizer=optimizer)
+        found = train(PAIRS["pyro.module"], "compiled", optimizer="adafactor")
     assert len(told) == 1
     assert found[0].engine == "eager"
     assert same(expected[1], found[1])
@@ -350,9 +334,6 @@ def test_compiled_code_reads_closed_over_tensors_where_they_are(compiler):
     still = train(make, "eager", **BUSY)
     moved = train(make, "eager", callback=callback, **BUSY)
     assert apart(still[1], moved[1]) > 1e-3
-
-
-MANY = [c for c in COMBINATIONS if c not in COMBINATIONS[::3]]
 
 
 @pytest.mark.slow
@@ -440,8 +421,6 @@ def test_batches_of_ever_new_shapes_are_run_eagerly_in_the_end(engines):
         return x[:, : 1 + next(drawn) % 20]
 
     def make():
-        next(iter([drawn]))
-
         def model(x):
             loc = pyro.param("loc", torch.tensor(0.1))
             with pyro.plate("data", len(x)):
@@ -543,9 +522,6 @@ def test_double_precision(precision):
         expected, found = (train(make, engine, **settings) for engine in ("eager", "compiled"))
     assert found[0].engine == "compiled"
     follows(expected, found, 1e-10)
-    assert expected[0].history[-1]["train_bound"] != found[0].history[-1]["train_bound"] or same(
-        expected[1], found[1]
-    )
 
 
 def double_model(self, x):
@@ -601,8 +577,10 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("point", [1, 3, 7])
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize(
+    ("name", "point"),
+    [*((name, 3) for name in RESUMED), ("strided", 1), ("plain params", 6), ("pyro.module", 7)],
+)
 def test_a_resumed_training_equals_one_that_never_stopped(name, point, tmp_path, monkeypatch):
     make, settings = RESUMED[name], {**BUSY, **pair_settings(name), "optimizer": "nadam"}
     settings["epochs"] = 16 if name == "subsampling" else 4
@@ -638,24 +616,24 @@ def test_a_checkpoint_of_one_engine_resumes_in_another(order, optimizer, tmp_pat
     resumed = stopped_and_resumed(make, order, 7, tmp_path, monkeypatch, **settings)
     assert resumed[0].engine == order[1]
     follows(straight, resumed)
-    # Without the state it would not: the check can fail.
-    bare = tmp_path / "bare"
-    stopped = load_checkpoint(tmp_path)
-    assert stopped.history == resumed[0].history
-    held = inference.checkpoint
-    with monkeypatch.context() as patch:
-        real = held.load_checkpoint
 
-        def without(folder):
-            found = real(folder)
-            for state in found.current.optimizer.values():
-                for item in state.values():
-                    if isinstance(item, torch.Tensor):
-                        item.zero_()
-            return found
 
-        patch.setitem(inference.fit.__globals__, "load_checkpoint", without)
-        other = stopped_and_resumed(make, order, 7, bare, monkeypatch, **settings)
+def test_an_optimizer_state_that_is_lost_on_the_way_shows(tmp_path, monkeypatch):
+    """The check above can fail."""
+    make = RESUMED["pyro.module"]
+    straight = train(make, "eager", **BUSY)
+    real = load_checkpoint
+
+    def without(folder):
+        found = real(folder)
+        for state in found.current.optimizer.values():
+            for item in state.values():
+                item.zero_()
+        return found
+
+    monkeypatch.setitem(inference.fit.__globals__, "load_checkpoint", without)
+    order = ("eager", "compiled")
+    other = stopped_and_resumed(make, order, 7, tmp_path, monkeypatch, **BUSY)
     with pytest.raises(AssertionError):
         follows(straight, other)
 
@@ -837,13 +815,8 @@ def in_place(vae, row):
     vae.temperature.mul_(0.5)
 
 
-def layout(vae, row):
-    weight = vae.encoder[2].weight
-    weight.data = weight.data.T.contiguous().T
-
-
 CHANGES = {  # how often each shape is recorded, at the most
-    mode: 2, freeze: 2, attribute: 2, replaced: 2, in_place: 1, layout: 2
+    mode: 2, freeze: 2, attribute: 2, replaced: 2, in_place: 1
 }  # fmt: skip
 
 
@@ -855,9 +828,8 @@ def test_what_a_callback_changes_is_noticed(change, engines):
     follows(expected, found)
     assert found[0].engine_reason == "as asked"
     assert engines[0].recordings == 2 * CHANGES[change]
-    if change is not layout:
-        untouched = changing(lambda vae, row: None, "eager")
-        assert apart(untouched[1], expected[1]) > 1e-4
+    untouched = changing(lambda vae, row: None, "eager")
+    assert apart(untouched[1], expected[1]) > 1e-4
 
 
 def test_without_the_check_a_changed_number_would_be_missed(monkeypatch):
@@ -909,6 +881,12 @@ def test_a_replaced_parameter_is_refused_by_name(engine, params):
 
     with pytest.raises(PairError, match=r"'decoder\$\$\$0.bias' was replaced by another tensor"):
         changing(drop, engine)
+
+    def turn(vae, row):
+        vae.encoder[2].weight.data = vae.encoder[2].weight.data.T.contiguous().T
+
+    with pytest.raises(PairError, match=r"'encoder\$\$\$2.weight' was given another dtype or"):
+        changing(turn, engine)
 
     def store(row):
         pyro.get_param_store()["slope"] = torch.tensor(1.0)
@@ -967,8 +945,8 @@ def broken(engine, step, tmp_path, read_every=None, **settings):
         with pytest.raises(NonFiniteError) as told:
             fit(
                 vae.model, vae.guide, patterns(50), batch_size=16, engine=engine, epochs=9,
-                batch_transform=transform, checkpoint=tmp_path, checkpoint_seconds=0,
-                learning_rate=0.01, **settings,
+                batch_transform=transform, checkpoint=tmp_path, learning_rate=0.01,
+                checkpoint_seconds=0 if read_every is None else 1e9, **settings,
             )  # fmt: skip
     return str(told.value).replace(str(tmp_path), "FOLDER"), weights_of(*methods(vae))
 
@@ -979,33 +957,55 @@ def test_a_loss_that_is_not_finite_stops_the_compiled_engine_as_the_eager_one(st
     expected, weights = broken("eager", step, tmp_path / "eager")
     message, found = broken("compiled", step, tmp_path / "compiled")
     assert message == expected
-    assert message.startswith(f"step {step} (epoch {(step - 1) // 4 + 1}): the loss is nan; site ")
+    assert message.startswith(f"step {step} (epoch {(step - 1) // 4 + 1}): ")
+    # Pyro's validation words the first one.
+    assert ("Expected parameter loc" if step == 1 else ": the loss is nan; site '") in message
     assert apart(weights, found) < 1e-5
     assert load_checkpoint(tmp_path / "compiled").progress["step"] == step - 1
 
 
-@pytest.mark.parametrize("step", [2, 4, 5, 11, 14])
-@pytest.mark.parametrize("read_every", [5, 1000])
-def test_no_step_after_a_bad_one_touches_a_weight(step, read_every, tmp_path):
+@pytest.mark.parametrize(
+    ("step", "read_every"), [(2, 5), (4, 5), (5, 5), (14, 5), (4, 1000), (11, 1000)]
+)
+def test_no_step_after_a_bad_one_touches_a_weight(step, read_every, tmp_path, monkeypatch):
     """Read every so many steps: what comes after the bad step changes nothing, nor its number."""
+    runs, real = [], Compiled._run
+    monkeypatch.setattr(Compiled, "_run", lambda self, *a: (runs.append(1), real(self, *a))[1])
     expected, weights = broken("eager", step, tmp_path / "eager")
-    held = {"checkpoint_seconds": 1e9}
     message, found = broken("compiled", step, tmp_path / "compiled", read_every=read_every)
     assert message == expected
     assert apart(weights, found) < 1e-5
-    assert held
+    # The first step is an eager one; the sums are read at an epoch's end, too.
+    assert 1 + len(runs) == min(-(-step // read_every) * read_every, -(-step // 4) * 4)
 
 
-def test_without_the_freeze_weights_would_be_lost(tmp_path, monkeypatch):
-    real = torch.isfinite
-    monkeypatch.setattr(
-        "inference.engines.recording.torch.isfinite",
-        lambda x: torch.ones_like(x, dtype=torch.bool) if x.dim() == 0 else real(x),
-    )
-    with pytest.raises((NonFiniteError, pytest.fail.Exception)):
-        _, found = broken("compiled", 5, tmp_path, read_every=1000)
-        assert all(v.isfinite().all() for v in found.values())
-        pytest.fail("the weights were not touched")
+def test_without_the_freeze_weights_would_be_lost(monkeypatch):
+    """Every step taken for a good one: what the tests above see is the doing of the graph."""
+    real = compiled.record_step
+
+    def blind(*args):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "inference.engines.recording.torch.isfinite",
+                lambda x: torch.ones_like(x, dtype=torch.bool),
+            )
+            return real(*args)
+
+    monkeypatch.setattr(compiled, "record_step", blind)
+    vae, transform = tutorial(), breaks_at(5)
+    training = inference.fit.__globals__["Training"]
+    step = training.step
+
+    def start(*args):
+        transform.started = True
+        return step(*args)
+
+    monkeypatch.setattr(training, "step", start)
+    fit(
+        vae.model, vae.guide, patterns(), batch_size=16, engine="compiled", epochs=4,
+        batch_transform=transform,
+    )  # fmt: skip
+    assert not all(v.isfinite().all() for v in vae.state_dict().values())
 
 
 class Steep(Tutorial):
@@ -1013,19 +1013,17 @@ class Steep(Tutorial):
 
     def __init__(self, way):
         super().__init__()
-        self.way, self.factor = way, torch.tensor(0.0)
+        self.way, self.factor, self.floor = way, torch.tensor(0.0), torch.tensor(1.0)
 
     def model(self, x):
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", len(x)):
             z = pyro.sample("latent", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
             bias = self.decoder[2].bias
-            off = bias - bias.detach()  # 0
+            off = (bias - bias.detach()) * self.factor  # 0, as is its slope at first
             if self.way == "infinite":
-                off = off.abs().sqrt() * self.factor
-            else:
-                off = off * self.factor
-            logits = self.decoder(z) + (off.sum() if self.way == "infinite" else off)
+                off = (off + self.floor).sqrt().sum() * self.factor
+            logits = self.decoder(z) + off
             pyro.sample("obs", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
 
@@ -1039,7 +1037,8 @@ def test_gradients_that_are_not_finite_name_their_parameter(way, engine):
     def spoil(row):
         if row["epoch"] == 2:
             vae.factor.fill_(1.0 if way == "infinite" else 1e30)
-            kept.update(weights_of(*methods(vae)))
+            vae.floor.fill_(0.0)
+            kept.update({n: v.clone() for n, v in vae.state_dict().items()})
 
     with pytest.raises(NonFiniteError) as told:
         fit(vae.model, vae.guide, patterns(), batch_size=16, engine=engine, callback=spoil)
@@ -1048,11 +1047,11 @@ def test_gradients_that_are_not_finite_name_their_parameter(way, engine):
     if way == "infinite":
         assert r"gradient of parameter 'decoder$$$2.bias' is not finite" in message
     assert "is not finite" in message
-    assert same(kept, weights_of(*methods(vae)))
+    assert same(kept, vae.state_dict())
 
 
 def test_a_norm_that_overflows_is_said(params):
-    """Each gradient's norm is finite, that of all is not: the training does not just stand still."""
+    """Each gradient's norm is finite, that of all is not: training does not just stand still."""
 
     def model(x):
         a, b = (pyro.param(name, torch.tensor(0.0)) for name in "ab")

@@ -21,9 +21,8 @@ def prepare(task: dict[str, Any]) -> tuple[Callable[[int], dict], str]:
     encoder, decoder = (net.to(task["device"]) for net in networks(task))
     samples = task["num_samples"]
 
-    def log_weight(loc: Tensor, raw: Tensor, x: Tensor, rows: int) -> Tensor:
-        """log w of `rows` draws of one datum."""
-        noise = torch.randn(rows, loc.shape[-1], device=loc.device)
+    def log_weight(loc: Tensor, raw: Tensor, x: Tensor, noise: Tensor) -> Tensor:
+        """log w of draws of one datum; the noise comes from outside, see `by_hand`."""
         z = loc + raw.exp() * noise
         logits = decoder(z)
         log_likelihood = logits @ x - F.softplus(logits).sum(-1)
@@ -37,7 +36,9 @@ def prepare(task: dict[str, Any]) -> tuple[Callable[[int], dict], str]:
 
         def log_px(x: Tensor) -> Tensor:
             loc, raw = encoder(x).chunk(2, -1)
-            each = torch.cat([weigh(loc, raw, x, rows) for _ in range(samples // rows)]).double()
+            shape = (rows, loc.shape[-1])
+            draws = (torch.randn(shape, device=x.device) for _ in range(samples // rows))
+            each = torch.cat([weigh(loc, raw, x, noise) for noise in draws]).double()
             return each.logsumexp(0) - math.log(samples)
 
         def run(n: int) -> dict[str, Any]:

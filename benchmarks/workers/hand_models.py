@@ -25,9 +25,9 @@ class HandVAE(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.form = encoder, decoder, form
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         loc, raw = self.encoder(x).chunk(2, -1)
-        noise = torch.randn_like(loc)
+        noise = torch.randn_like(loc) if noise is None else noise
         z = loc + raw.exp() * noise
         logits = self.decoder(z).reshape(x.shape)
         if self.form == "bce":

@@ -187,7 +187,7 @@ class Compiled(Engine):
             size,
             *((b.shape, b.dtype) for b in batch),
             *(child.training for child in self._children),
-            *((p.requires_grad, p.stride()) for p in pyro.get_param_store()._params.values()),
+            *(p.requires_grad for p in pyro.get_param_store()._params.values()),
         )
 
     def _record(self, batch: tuple[Tensor, ...], size: int) -> Program:
