@@ -12,6 +12,8 @@ import torch
 import torch._inductor
 import torch._inductor.config
 from torch import Tensor, fx
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.errors import CompilationError
 
@@ -50,6 +52,64 @@ def _bias_apart(graph_module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(graph_module, graph)
 
 
+def _scalars_apart(
+    graph_module: fx.GraphModule,
+) -> tuple[fx.GraphModule, list[int], fx.GraphModule] | None:
+    """What is computed from single numbers alone, as a graph of its own.
+
+    The compiler would compute such a number anew for every element that it meets: the optimizer's
+    1 - 0.9^step once a weight, in ever slower arithmetic as the power underflows. Returns the graph
+    of the numbers, the places of its inputs among all inputs, and the graph that takes the numbers
+    behind these; None where there is nothing to set apart.
+    """
+    nodes = list(graph_module.graph.nodes)
+    places = {n: i for i, n in enumerate(n for n in nodes if n.op == "placeholder")}
+    single: set[fx.Node] = set()
+    for node in nodes:
+        inputs = node.all_input_nodes
+        if node.op == "placeholder" and _is_single(node):
+            single.add(node)
+        elif node.op == "call_function" and inputs and all(n in single for n in inputs):
+            schema = getattr(node.target, "_schema", None)
+            tags = getattr(node.target, "tags", ())
+            pure = schema is None or not schema.is_mutable
+            if pure and torch.Tag.nondeterministic_seeded not in tags and _is_single(node):
+                single.add(node)
+    handed = [
+        n
+        for n in nodes
+        if n in single
+        and n.op == "call_function"
+        and isinstance(n.meta.get("val"), Tensor)
+        and any(user not in single for user in n.users)
+    ]
+    if not handed:
+        return None
+    numbers, rest = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    taken = [n for n in nodes if n in single and n.op == "placeholder"]
+    for node in nodes:
+        if node in single:
+            copies[node] = numbers.node_copy(node, lambda n: copies[n])
+    numbers.output(tuple(copies[n] for n in handed))
+    copies = {n: rest.node_copy(n) for n in places}
+    copies |= {n: rest.placeholder(f"number_{i}") for i, n in enumerate(handed)}
+    for node in nodes:
+        if node not in copies and node not in single:
+            copies[node] = rest.node_copy(node, lambda n: copies[n])
+    return (
+        fx.GraphModule(graph_module, numbers),
+        [places[n] for n in taken],
+        fx.GraphModule(graph_module, rest),
+    )
+
+
+def _is_single(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    values = value if isinstance(value, tuple | list) else [value]
+    return bool(values) and all(isinstance(v, Tensor) and v.dim() == 0 for v in values)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's remark that a machine without a GPU has none."""
@@ -65,15 +125,34 @@ def _quiet() -> Iterator[None]:
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable:
     """The graph as machine code for inputs of these shapes, without gradients.
 
+    `inputs` are examples, which compiling may change.
     Raises: `CompilationError`, e.g. where the machine has no C++ compiler.
     """
+    examples = list(inputs)
     try:
         with torch.no_grad(), warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")  # advice to users of torch.compile
-            compiled = torch._inductor.compile(_bias_apart(graph), list(inputs), options=_options())
+            plain = make_fx(functionalize(graph))(*(e.clone() for e in examples))
+            plain.graph.eliminate_dead_code()
+            parts = _scalars_apart(plain)
+            if parts is None:
+                return _compiled(plain, examples)
+            numbers, places, rest = parts
+            given = [examples[i] for i in places]
+            first = _compiled(numbers, given)
+            second = _compiled(rest, [*examples, *numbers(*given)])
     except Exception as error:
         lines = (str(error).strip() or type(error).__name__).splitlines()
         raise CompilationError(f"torch's inductor: {lines[0][:200]}") from error
+
+    def run(*inputs: Tensor):
+        return second(*inputs, *first(*(inputs[i] for i in places)))
+
+    return run
+
+
+def _compiled(graph: fx.GraphModule, examples: list[Tensor]) -> Callable:
+    compiled = torch._inductor.compile(_bias_apart(graph), examples, options=_options())
     if not callable(compiled):
         raise CompilationError("torch's inductor made no function of the graph")
     return compiled

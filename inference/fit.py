@@ -235,7 +235,7 @@ def _run(
             state.seconds = row["seconds"] = before + time.perf_counter() - started
             if callback is not None:
                 callback(row)
-                training.engine.doubt()
+                training.user_code_ran()
             if state.finished or time.perf_counter() - saved > checkpoint_seconds:
                 save()
     save()

@@ -104,8 +104,8 @@ class Training:
     def __post_init__(self) -> None:
         children = [child for module in self.modules for child in module.modules()]
         self._owned = [(c, n, p) for c in children for n, p in c._parameters.items()]
-        store = pyro.get_param_store()._params
-        self._stored = [(n, p, p.dtype, p.stride()) for n, p in store.items()]
+        self._stored = dict(pyro.get_param_store()._params)
+        self._layouts = self._layouts_now()
 
     def step(self, state: State, order: Tensor) -> None:
         """One batch: gather, transform, update. Advances `state`.
@@ -132,17 +132,29 @@ class Training:
         if state.step % self.engine.read_every == 0:
             self.read(state)
 
+    def user_code_ran(self) -> None:
+        """After a callback: what it may have changed beside values is looked for.
+
+        Raises: `PairError` if a parameter is of another dtype or memory layout.
+        """
+        self._check_parameters()
+        for name, layout in self._layouts_now().items():
+            if layout != self._layouts[name]:
+                self._refuse(name, "was given another dtype or memory layout")
+        self.engine.doubt()
+
+    def _layouts_now(self) -> dict[str, Any]:
+        return {n: (p.dtype, p.device, p.stride()) for n, p in self._stored.items()}
+
     def _check_parameters(self) -> None:
         """Pyro and the optimizer would go on with the former tensor, whatever the module holds."""
         store = pyro.get_param_store()._params
-        for name, parameter, dtype, strides in self._stored:
+        for name, parameter in self._stored.items():
             if store.get(name) is not parameter:
                 self._refuse(name, "was replaced by another tensor")
-            if parameter.dtype != dtype or parameter.stride() != strides:
-                self._refuse(name, "was given another dtype or memory layout")
         for child, name, owned in self._owned:
             if child._parameters.get(name) is not owned:
-                known = (n for n, p, *_ in self._stored if p is owned)
+                known = (n for n, p in self._stored.items() if p is owned)
                 self._refuse(next(known, name), "was replaced by another tensor")
 
     def _refuse(self, name: str, what: str) -> None:

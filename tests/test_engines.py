@@ -768,13 +768,13 @@ class Changing(Tutorial):
     def __init__(self):
         super().__init__()
         self.drop = nn.Dropout(0.5)
-        self.temperature, self.scale = torch.tensor(1.0), 1.0
-        self.noisy = False
+        self.register_buffer("temperature", torch.tensor(1.0))
+        self.scale, self.noisy = 1.0, False
 
     def model(self, x):
         pyro.module("decoder", self.decoder)
         with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("latent", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            z = pyro.sample("latent", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
             logits = self.drop(self.decoder(z)) * self.temperature * self.scale
             if self.noisy:
                 logits = logits * (1 + 0 * logits.mean().item())
@@ -808,7 +808,7 @@ def attribute(vae, row):
 
 def replaced(vae, row):
     if row["epoch"] == 2:
-        vae.temperature = torch.tensor(0.5)
+        vae.temperature = torch.full_like(vae.temperature, 0.5)
 
 
 def in_place(vae, row):
@@ -1164,6 +1164,14 @@ def test_what_a_launched_graph_would_not_repeat_is_found():
     assert said["copy"]
 
 
+def test_a_parameter_away_from_the_data_is_not_recorded(params):
+    """As a plain `pyro.param` of a training on a GPU: here on `meta`."""
+    traced = inference.trace(line_model, line_guide, *line_data())
+    batch = tuple(a.to("meta") for a in line_data())
+    with pytest.raises(inference.Untraceable, match=r"parameter '\w+' is not on meta, where the"):
+        compiled.record_step(traced, inference.SingleOptimizer(), batch, 40)
+
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -1211,7 +1219,7 @@ def test_gpu_training_resumes_exactly(engine, compiler, tmp_path, monkeypatch):
 @needs_cuda
 def test_every_replay_draws_fresh_noise(compiler):
     frozen = {"optimizer": "sgd", "learning_rate": 1e-30, "batch_size": 40, "epochs": 6}
-    result, _ = train(RESUMED["plain params"], "cuda_graph", device="cuda", **frozen)
+    result, _ = train(RESUMED["pyro.module"], "cuda_graph", device="cuda", **frozen)
     assert result.engine == "cuda_graph"
     assert len({row["train_bound"] for row in result.history}) == 6
 
@@ -1254,8 +1262,6 @@ def test_a_bad_step_is_named_though_it_is_read_later(compiler, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*was not registered in the param store:UserWarning")
 @pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
 def test_what_a_callback_changes_is_captured_anew(change, compiler):
-    if change in (replaced, in_place):
-        pytest.skip("its tensor stays on the CPU, which is refused")
     expected, found = (
         changing(change, engine, device="cuda") for engine in ("eager", "cuda_graph")
     )

@@ -79,7 +79,8 @@ class Compiled(Engine):
         self.programs[self._key(batch, size)] = self._record(batch, size)
 
     def start(self, objective_sum: float, norm_sum: float) -> None:
-        self._totals.copy_(torch.tensor([objective_sum, norm_sum], dtype=torch.float64))
+        self._totals[0].fill_(objective_sum)  # a copy from the CPU would wait for the device
+        self._totals[1].fill_(norm_sum)
 
     def sums(self) -> tuple[float, float]:
         self._check()

@@ -70,7 +70,10 @@ def record_step(
     ]
     if any(value is not None for state in numbers for value in state.values()):
         raise Untraceable(f"optimizer '{optimizer.cls.__name__}' counts in Python numbers")
-    device = parameters[0].device
+    device = batch[0].device
+    lost = [name for name, p in traced.parameters.items() if p.device != device]
+    if lost:
+        raise Untraceable(f"parameter '{lost[0]}' is not on {device}, where the data are")
     kept = [item for state in examples for item in state.values() if isinstance(item, Tensor)]
     if any(item.device != device for item in kept):
         raise Untraceable(
