@@ -151,7 +151,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable:
     return run
 
 
-def _compiled(graph: fx.GraphModule, examples: list[Tensor]) -> Callable:
+def _compiled(graph: fx.GraphModule, examples: list[Any]) -> Callable:
     compiled = torch._inductor.compile(_bias_apart(graph), examples, options=_options())
     if not callable(compiled):
         raise CompilationError("torch's inductor made no function of the graph")

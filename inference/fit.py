@@ -104,10 +104,12 @@ def fit(
             stay there afterwards, and evidence and diagnostics find them there.
         batch_transform: fresh randomness per batch (of torch, numpy or `random`), applied to the
             first tensor (x).
-        callback: called with each row of `history`.
+        callback: called with each row of `history`. It may change modes, numbers that the pair
+            reads and values of parameters (in place): every engine notices.
         checkpoint: a folder; written at least every `checkpoint_seconds`. With `resume=True` the
-            training there goes on, bit for bit as if it had not stopped (same machine, torch and
-            thread count); without, a folder that holds a training is refused.
+            training there goes on, bit for bit as if it had not stopped (same machine, torch,
+            thread count and engine; another engine goes on up to rounding); without, a folder that
+            holds a training is refused.
     Returns: a `FitResult`. Modules are trained in place; values of plain `pyro.param`s are put
         into the caller's parameter store, which is otherwise left as found, as are random states
         (torch, numpy, `random`), dtype and validation flag.

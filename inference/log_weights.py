@@ -409,8 +409,10 @@ def _reduce(site, pair: Pair, *, particles: bool, latent: bool) -> tuple[Tensor,
     summed = [d for d in range(first, 0) if d not in kept]
     if pair.plate is None:  # as many terms as data, each rounded by itself
         terms = log_prob.double()
-        size = terms.detach().nan_to_num(0, 0, 0).square().sum(summed).sqrt()
-        return terms.sum(summed), epsilon * size
+        squares = terms.detach().nan_to_num(0, 0, 0).square()
+        if summed:  # an empty list would stand for every dimension
+            terms, squares = terms.sum(summed), squares.sum(summed)
+        return terms, epsilon * squares.sqrt()
     total = (log_prob.sum(summed) if summed else log_prob).double()
     size = total.detach().abs().nan_to_num(0, 0, 0)
     if size.dim() > len(kept):

@@ -1138,6 +1138,100 @@ def test_compiling_prints_nothing(compiler, capfd):
 # CUDA graphs -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def launches(monkeypatch):
+    """The CUDA-graph engine on the CPU: a launch runs the captured function again.
+
+    All but the capture itself is real: static inputs, gathering of rows, addresses, what warming up
+    changes and what is put back. Counts captures and launches.
+    """
+    counts = {"captures": 0, "launches": 0}
+
+    def captured_run(run, device):
+        counts["captures"] += 1
+        for _ in range(3):
+            run()
+
+        def launch():
+            counts["launches"] += 1
+            run()
+
+        return launch
+
+    monkeypatch.setattr(cuda_graph, "captured_run", captured_run)
+    monkeypatch.setattr(choice, "Compiled", cuda_graph.CudaGraph)
+    monkeypatch.setattr(choice, "REPAID_AFTER", 1)
+    return counts
+
+
+@pytest.mark.parametrize("transform", [None, lambda x: x * 1.0], ids=["rows", "batches"])
+@pytest.mark.parametrize("name", ["pyro.module", "plain params", "subsampling", "vamp"])
+def test_launched_steps_give_the_eager_trajectory(name, transform, launches):
+    """Rows gathered in the graph, or batches handed in; warm-up and schedule as data."""
+    settings = {**BUSY, **pair_settings(name), "epochs": 8, "optimizer": "nadam"}
+    settings["batch_transform"] = transform
+    expected, found = (train(RESUMED[name], engine, **settings) for engine in ("eager", "auto"))
+    assert found[0].engine == "cuda_graph"
+    follows(expected, found)
+    shapes = 1 if name == "subsampling" else 2
+    assert launches == {"captures": shapes, "launches": found[0].steps - 1}
+
+
+def test_launched_training_resumes_exactly(launches, tmp_path, monkeypatch):
+    settings, engines = {**BUSY, "batch_size": 16}, ("auto", "auto")
+    make = RESUMED["pyro.module"]
+    straight, weights = train(make, "auto", **settings)
+    resumed, again = stopped_and_resumed(make, engines, 7, tmp_path, monkeypatch, **settings)
+    assert straight.engine == resumed.engine == "cuda_graph"
+    assert same(weights, again)
+    assert untimed(straight.history) == untimed(resumed.history)
+
+
+@pytest.mark.filterwarnings("ignore:.*was not registered in the param store:UserWarning")
+@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
+def test_what_a_callback_changes_is_launched_anew(change, launches):
+    expected, found = changing(change, "eager"), changing(change, "auto")
+    assert found[0].engine == "cuda_graph"
+    follows(expected, found)
+    assert launches["captures"] <= 8
+
+
+@pytest.mark.parametrize("step", [2, 5, 11])
+def test_a_bad_launch_is_named_though_it_is_read_later(step, launches, tmp_path, monkeypatch):
+    expected, weights = broken("eager", step, tmp_path / "eager")
+    message, found = broken("auto", step, tmp_path / "graph", read_every=50)
+    assert message == expected
+    assert apart(weights, found) < 1e-5
+
+
+def test_a_tensor_that_moved_is_captured_anew(launches):
+    """The graph holds addresses: a parameter whose data were swapped would be stale."""
+
+    def move(vae, row):
+        vae.decoder[2].weight.data = vae.decoder[2].weight.data.clone()
+
+    expected, found = changing(move, "eager"), changing(move, "auto")
+    follows(expected, found)
+    assert launches["captures"] == 2 * BUSY["epochs"]
+
+
+def test_a_capture_that_fails_leaves_the_training_as_it_was(launches, monkeypatch):
+    vae = tutorial()
+    kept = []
+
+    def fails(run, device):
+        kept.append({n: v.clone() for n, v in vae.state_dict().items()})
+        kept.append(torch.get_rng_state())
+        run()
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(cuda_graph, "captured_run", fails)
+    with pytest.raises(inference.CompilationError, match="cannot be captured as a CUDA graph") as e:
+        fit(vae.model, vae.guide, patterns(), batch_size=16, engine="auto")
+    assert "(operation not permitted); use engine='compiled'" in str(e.value)
+    assert same(kept[0], vae.state_dict())
+
+
 def recorded(function, *inputs):
     return inference.tracing.capture(function, inputs)
 

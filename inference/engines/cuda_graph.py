@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor, fx
 from inference.engines.compiled import Compiled, Program
 from inference.engines.recording import Recorded
 from inference.errors import CompilationError, Untraceable
+from inference.isolation import random_state, set_random_state
 
 
 @dataclass
 class _Captured:
     """A captured step with the static tensors that its inputs are copied to."""
 
-    graph: torch.cuda.CUDAGraph
+    launch: Callable[[], None]
     program: Program
     batch: tuple[Tensor, ...]
     rows: Tensor | None
@@ -44,8 +45,9 @@ class CudaGraph(Compiled):
         self, arguments: tuple[Tensor, ...], rows: Tensor, beta: float, size: int
     ) -> None:
         example = tuple(a[:1].expand(len(rows), *a.shape[1:]) for a in arguments)
-        program = self.programs.get(self._key(example, size))
-        if program is not None and program.doubtful:
+        key = self._key(example, size)
+        program = self.programs.get(key)
+        if key not in self.programs or (program is not None and program.doubtful):
             program = self._program(tuple(a[rows].contiguous() for a in arguments), size)
         states = None if program is None else self._states(program)
         if program is None or states is None:
@@ -54,13 +56,13 @@ class CudaGraph(Compiled):
         self._set(beta)
         captured = self._capture(program, states, arguments, rows)
         captured.rows.copy_(rows)  # type: ignore[union-attr]
-        captured.graph.replay()
+        captured.launch()
 
     def _run(self, program: Program, states: Sequence[Tensor], batch: tuple[Tensor, ...]) -> None:
         captured = self._capture(program, states, batch, None)
         for static, given in zip(captured.batch, batch, strict=True):
             static.copy_(given)
-        captured.graph.replay()
+        captured.launch()
 
     def _accept(self, recorded: Recorded) -> None:
         culprit = off_device(recorded.graph, self.device)
@@ -100,18 +102,9 @@ class CudaGraph(Compiled):
 
         # Warming up and capturing run the step: everything it changes is put back.
         kept = [tensor.detach().clone() for tensor in mutated]
-        random = torch.cuda.get_rng_state(self.device)
-        graph = torch.cuda.CUDAGraph()
-        here = torch.cuda.current_stream(self.device)
-        aside = torch.cuda.Stream(self.device)
+        random = random_state(self.device)
         try:
-            aside.wait_stream(here)
-            with torch.cuda.stream(aside):
-                for _ in range(2):
-                    run()
-            here.wait_stream(aside)
-            with torch.cuda.graph(graph, stream=aside):
-                run()
+            launch = captured_run(run, self.device)
         except RuntimeError as error:
             raise CompilationError(
                 f"the step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); use "
@@ -121,9 +114,23 @@ class CudaGraph(Compiled):
             with torch.no_grad():
                 for tensor, value in zip(mutated, kept, strict=True):
                     tensor.copy_(value)
-            torch.cuda.set_rng_state(random, self.device)
-        self._captured[key] = _Captured(graph, program, static, static_rows, addresses)
+            set_random_state(random, self.device)
+        self._captured[key] = _Captured(launch, program, static, static_rows, addresses)
         return self._captured[key]
+
+
+def captured_run(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """What launches `run` as one graph. It is run twice before, aside, as capturing demands."""
+    graph = torch.cuda.CUDAGraph()
+    here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        run()
+        run()
+    here.wait_stream(aside)
+    with torch.cuda.graph(graph, stream=aside):
+        run()
+    return graph.replay
 
 
 def off_device(graph_module: fx.GraphModule, device: torch.device) -> str | None:
