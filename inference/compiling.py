@@ -31,11 +31,12 @@ def _options() -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in known}
 
 
-def _bias_apart(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """b + X W as a product and a sum, which joins what follows.
+def _without_copies(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph, without copies that the compiler would make.
 
-    As one operation b is first copied to every row of the result. The detour through another shape
-    keeps the compiler from joining the two again.
+    b + X W becomes a product and a sum, which joins what follows: as one operation, b is first
+    copied to every row of the result. The detour through another shape keeps the compiler from
+    joining the two again.
     """
     graph = fx.Graph()
     aten = torch.ops.aten
@@ -47,9 +48,25 @@ def _bias_apart(graph_module: fx.GraphModule) -> fx.GraphModule:
             wide = graph.call_function(aten.unsqueeze.default, (product, 0))
             total = graph.call_function(aten.add.Tensor, (wide, bias))
             copies[node] = graph.call_function(aten.squeeze.dim, (total, 0))
+        elif _is_standard_normal(node):
+            # As a fill, the compiler would copy the empty tensor first.
+            value = node.meta["val"]
+            options = {"dtype": value.dtype, "device": value.device}
+            copies[node] = graph.call_function(aten.randn.default, (list(value.shape),), options)
+            copies[node].meta.update(node.meta)
         else:
             copies[node] = graph.node_copy(node, lambda n: copies[n])
+    graph.eliminate_dead_code()
     return fx.GraphModule(graph_module, graph)
+
+
+def _is_standard_normal(node: fx.Node) -> bool:
+    return (
+        node.target is torch.ops.aten.normal_functional.default
+        and len(node.args) == 1
+        and not node.kwargs
+        and isinstance(node.meta.get("val"), Tensor)
+    )
 
 
 def _scalars_apart(
@@ -152,7 +169,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable:
 
 
 def _compiled(graph: fx.GraphModule, examples: list[Any]) -> Callable:
-    compiled = torch._inductor.compile(_bias_apart(graph), examples, options=_options())
+    compiled = torch._inductor.compile(_without_copies(graph), examples, options=_options())
     if not callable(compiled):
         raise CompilationError("torch's inductor made no function of the graph")
     return compiled

@@ -96,12 +96,17 @@ def own_randomness(seed: int | None = None) -> Iterator[None]:
 
 def seed_all(seed: int) -> None:
     """Seed every global generator: torch's on all devices, numpy's and Python's."""
+    seed_torch(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (the state that others draw from)
+    random.seed(seed)
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators on all devices."""
     if _accelerated():
         torch.manual_seed(seed)
     else:  # the above takes a stack trace for devices that are not there: 0.5 ms
         torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  (the state that others draw from)
-    random.seed(seed)
 
 
 @functools.cache

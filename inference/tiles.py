@@ -95,8 +95,8 @@ class Tiles:
         size = min(self.data_per_tile, self.num_data), min(self.samples_per_tile, self.num_samples)
         return (tile.stop - tile.start, tile.count) == size
 
-    def seed_for(self, tile: Tile) -> None:
-        seed_all(derived_seed(self.seed, tile.start + tile.skip, tile.column))
+    def seed_of(self, tile: Tile) -> int:
+        return derived_seed(self.seed, tile.start + tile.skip, tile.column)
 
     def rows_of(self, tile: Tile) -> tuple[Tensor, ...]:
         return tuple(a[tile.start : tile.stop] for a in self.arguments)
@@ -113,7 +113,7 @@ class Tiles:
 
     def score(self, tile: Tile) -> LogWeights:
         """The record of one tile, with its own draws."""
-        self.seed_for(tile)
+        seed_all(self.seed_of(tile))
         check = tile.column == 0
         # Switches apart: a tile may be scored once more in another precision.
         with arithmetic(self.precision, self.device):

@@ -29,6 +29,7 @@ from inference.tiles import Tile, Tiles, tiled
 
 MANY_ULP = 64  # how far log w may be off by rounding alone, in units of its terms' last place
 COMPARED = 100  # data whose float32 values tell what another precision costs
+AT_ONCE = 4096  # samples whose weights join the state together: some 25 small operations
 FINISHED_AT_ONCE = 64  # data; the tail's fit costs many small operations
 
 
@@ -167,13 +168,19 @@ def _stream(
         if num_data is not None and start >= num_data:
             break
         state: streaming.Moments | None = None
-        for column in tiles.columns():
-            log_weight, ulp = _weigh(weighing, tiles.tile(start, column))
+        columns = tiles.columns()
+        pieces: list[tuple[Tensor, Tensor]] = []
+        for column in columns:
+            pieces.append(_weigh(weighing, tiles.tile(start, column)))
+            if bar is not None:
+                bar.advance()
+            if sum(len(piece) for piece, _ in pieces) < AT_ONCE and column != columns[-1]:
+                continue
+            log_weight, ulp = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+            pieces = []
             if state is None:
                 state = streaming.init(log_weight.shape[1], tiles.num_samples, log_weight.device)
             state = streaming.update(state, log_weight.T, MANY_ULP * ulp.amax(0))
-            if bar is not None:
-                bar.advance()
         assert state is not None  # there is at least one column
         if not bool((state.peak < math.inf).all()):  # NaN or +inf
             _raise_blame(tiles, start)

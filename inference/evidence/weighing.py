@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from inference.errors import CompilationError, Untraceable
-from inference.isolation import own_randomness
+from inference.isolation import own_randomness, seed_torch
 from inference.log_weights import LogWeights
 from inference.staging import Staged
 from inference.tiles import Tile, Tiles, numbers_per_tile
@@ -60,7 +60,7 @@ class Weighing:
         if self._shared is None or self._shared[0] != tile.start:
             self._check(tile)
             self._shared = (tile.start, self._kernel.share(tiles.rows_of(tile)))
-        tiles.seed_for(tile)
+        seed_torch(tiles.seed_of(tile))  # a recorded graph draws from no other
         return self._kernel(self._shared[1])
 
     def _check(self, tile: Tile) -> None:
