@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch._inductor
 import torch._inductor.config
+import torch._inductor.fx_passes.post_grad as post_grad
 from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -18,17 +19,40 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from inference.errors import CompilationError
 
 
-def _options() -> dict[str, Any]:
+def _options(graph: fx.GraphModule) -> dict[str, Any]:
     options = {
         # Random numbers are drawn as in eager code: all engines see the same noise under one seed.
         "fallback_random": True,
         # Sizes are known since the recording; checking them at every call costs time.
         "size_asserts": False,
-        # tanh by one exp: off by 1e-7 at most, in a quarter of the time.
-        "cpp.use_decompose_tanh": True,
+        # tanh by one exp, in a quarter of the time: off by 1e-7, which is much of a small value but
+        # nothing to the sum of a product.
+        "cpp.use_decompose_tanh": all(_is_summed(n) for n in graph.graph.nodes if _is_tanh(n)),
     }
+    if not hasattr(post_grad, "_chain_random_ops_for_ordering"):
+        # Releases that do not keep the order of draws otherwise.
+        options |= {"reorder_for_locality": False, "reorder_for_peak_memory": False}
     known = torch._inductor.config.get_config_copy()
     return {name: value for name, value in options.items() if name in known}
+
+
+def _is_tanh(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.tanh.default
+
+
+def _is_summed(node: fx.Node) -> bool:
+    """Does a value go into matrix products and its own derivative only?"""
+    aten = torch.ops.aten
+    products = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution)
+    shapes = (aten.view, aten.t, aten.transpose, aten.reshape, aten.permute, aten._to_copy)
+    shapes += (aten.expand, aten.unsqueeze, aten.squeeze, aten._unsafe_view, aten.clone, aten.alias)
+    for user in node.users:
+        kind = getattr(user.target, "overloadpacket", None)
+        if kind in (*products, aten.tanh_backward, aten.convolution_backward):
+            continue
+        if kind not in shapes or not _is_summed(user):
+            return False
+    return True
 
 
 def _without_copies(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -169,7 +193,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable:
 
 
 def _compiled(graph: fx.GraphModule, examples: list[Any]) -> Callable:
-    compiled = torch._inductor.compile(_without_copies(graph), examples, options=_options())
+    compiled = torch._inductor.compile(_without_copies(graph), examples, options=_options(graph))
     if not callable(compiled):
         raise CompilationError("torch's inductor made no function of the graph")
     return compiled

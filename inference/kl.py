@@ -38,5 +38,6 @@ def _as_multivariate(fn):
         and isinstance(fn.base_dist, Normal | torch.distributions.Normal)
     ):
         base = fn.base_dist
-        return MultivariateNormal(base.loc, scale_tril=torch.diag_embed(base.scale))
+        tril = torch.diag_embed(base.scale)
+        return MultivariateNormal(base.loc, scale_tril=tril, validate_args=False)
     return None

@@ -5,7 +5,7 @@ import torch
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from inference.compiling import _scalars_apart, _without_copies, compile_graph
+from inference.compiling import _options, _scalars_apart, _without_copies, compile_graph
 from inference.errors import CompilationError
 
 
@@ -85,3 +85,28 @@ def test_a_failure_is_one_sentence(monkeypatch):
     monkeypatch.setattr(torch._inductor, "compile", fail)
     with pytest.raises(CompilationError, match=r"^torch's inductor: no working C\+\+ compiler$"):
         compile_graph(graph_of(adam_like, *EXAMPLE), list(EXAMPLE))
+
+
+def test_draws_of_several_sizes_keep_their_order():
+    def function(x):
+        return torch.randn(3).sum() * x, torch.rand(50, 7) * x, torch.randn(11).exp() + x
+
+    x = torch.tensor(2.0)
+    run = compile_graph(make_fx(function)(x.clone()), [x.clone()])
+    torch.manual_seed(0)
+    expected = function(x)
+    torch.manual_seed(0)
+    for found, wanted in zip(run(x), expected, strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-5)
+
+
+def test_a_small_tanh_keeps_its_digits_where_they_count():
+    """log |tanh x| is compiled by the accurate tanh, x W behind a tanh by the fast one."""
+    x = 1e-6 * torch.randn(64).abs().add(0.1)
+    run = compile_graph(make_fx(lambda x: (x.tanh().log(),))(x.clone()), [x.clone()])
+    assert torch.allclose(run(x)[0], x.tanh().log(), rtol=1e-5)
+    weight = torch.randn(3, 3)
+    plain = graph_of(lambda x, w: (x @ w).tanh() @ w, torch.randn(2, 3), weight)
+    spread = graph_of(lambda x, w: ((x @ w).tanh() @ w, (x @ w).tanh().log()), x[:3][None], weight)
+    assert _options(plain)["cpp.use_decompose_tanh"]
+    assert not _options(spread)["cpp.use_decompose_tanh"]

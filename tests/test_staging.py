@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -235,6 +236,26 @@ def test_what_cannot_be_recorded_is_estimated_eagerly_and_said():
         found = values(model, hand.guide, x, "compiled")
     assert found.engine == "eager"
     assert torch.equal(found.value, expected.value)
+
+
+@pytest.mark.parametrize("source", ["numpy", "counter"])
+def test_what_changes_beside_tensors_is_noticed(source, interpreted):
+    """Recorded, it would be one constant for all draws."""
+    hand, calls = Tutorial(), []
+
+    def model(x):
+        calls.append(1)
+        off = float(np.random.normal()) if source == "numpy" else len(calls) / 10  # noqa: NPY002
+        pyro.module("decoder", hand.decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("latent", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            logits = hand.decoder(z) + off
+            pyro.sample("obs", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    x = (torch.rand(5, 6) < 0.5).float()
+    for ask in (values, lambda *args: inference.bound(*args[:3], engine=args[3])):
+        with pytest.warns(inference.EngineWarning, match="something beside tensors changes"):
+            ask(model, hand.guide, x, "compiled")
 
 
 def test_a_compilation_that_fails_is_said(monkeypatch):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -17,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from inference.errors import EngineWarning, NonFiniteError, RequestError
+from inference.errors import NonFiniteError, RequestError
 from inference.evidence import streaming
 from inference.evidence.estimate import Estimate
 from inference.evidence.smoothing import khat_threshold
@@ -69,8 +68,8 @@ def log_marginal(
         seed: of the draws; the caller's random state is left alone.
         engine: `eager` runs Pyro's handlers for every tile; `compiled` runs them once and compiles
             what they did; `auto` compiles where the work repays it. The draws are the same.
-        precision: `float32` (never TF32 or autocast, whatever the global settings), or, to know
-            what it costs in nats, `tf32`, `bfloat16`, or `float64`.
+        precision: `float32` (never TF32 or autocast, whatever the global settings), `float64`, or
+            `tf32` or `bfloat16`: then the result notes by how many nats that moves it.
         device: where data and modules are moved; by default data go where the modules are.
     Returns: an `Estimate`, float64 tensors on the CPU.
     Raises: `PairError` (pair and question do not fit), `RequestError`, `NonFiniteError` (a weight
@@ -98,8 +97,6 @@ def log_marginal(
     ) as tiles:
         with working("preparing log p(x)", progress):
             weighing = Weighing(tiles, _weights, engine)
-        if engine == "compiled" and weighing.engine != engine:
-            warnings.warn(f"log p(x) is estimated eagerly: {weighing.reason}", EngineWarning)
         num_tiles = len(tiles.rows()) * len(tiles.columns())
         with Progress("log p(x)", num_tiles, progress, unit="tiles") as bar:
             stop = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from inference.errors import CompilationError, Untraceable
-from inference.isolation import own_randomness, seed_torch
+from inference.errors import CompilationError, EngineWarning, Untraceable
+from inference.isolation import derived_seed, own_randomness, seed_torch
 from inference.log_weights import LogWeights
 from inference.staging import Staged
 from inference.tiles import Tile, Tiles, numbers_per_tile
@@ -52,6 +53,8 @@ class Weighing:
             self.reason = f"not compiled, since {error}"
         except CompilationError as error:
             self.reason = f"not compiled, since compiling failed ({error})"
+        if engine == "compiled" and self._kernel is None:
+            warnings.warn(f"tiles are weighed eagerly: {self.reason}", EngineWarning, stacklevel=3)
 
     def __call__(self, tile: Tile) -> list[Tensor]:
         tiles = self.tiles
@@ -81,7 +84,28 @@ class Weighing:
         data = tiles.rows_of(tiles.tile(0))
         kernel = Staged(self._function, data)
         kernel.compile(kernel.share(data))
+        self._hold_against_eager(kernel)
         return kernel
+
+    def _hold_against_eager(self, kernel: Staged) -> None:
+        """Compare with the handlers for other data and noise than those of the recording."""
+        tiles = self.tiles
+        last = tiles.rows()[(tiles.num_data - tiles.data_per_tile) // tiles.data_per_tile]
+        close = 1e-2 if tiles.precision == "bfloat16" else 1e-5
+        for start in dict.fromkeys((0, last)):
+            data = tiles.rows_of(tiles.tile(start))
+            seed = derived_seed("held", tiles.seed, start)
+            with own_randomness(seed):
+                expected = self._function(*data)
+            with own_randomness(seed):
+                found = kernel(kernel.share(data))
+            for a, b in zip(expected, found, strict=True):
+                if not torch.allclose(a, b, rtol=close, atol=100 * close, equal_nan=True):
+                    raise Untraceable(
+                        "on other data and noise the recorded tile is not the eager one: something "
+                        "beside tensors changes from call to call (numpy, a counter, a number read "
+                        "from the data)"
+                    )
 
     def _work(self) -> float:
         """Operations in the products of all tiles, by the shapes of one."""
