@@ -44,7 +44,14 @@ def _is_summed(node: fx.Node) -> bool:
     """Does a value go into matrix products and its own derivative only?"""
     aten = torch.ops.aten
     products = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution)
-    shapes = (aten.view, aten.t, aten.transpose, aten.reshape, aten.permute, aten._to_copy)
+    shapes: tuple[Any, ...] = (
+        aten.view,
+        aten.t,
+        aten.transpose,
+        aten.reshape,
+        aten.permute,
+        aten._to_copy,
+    )
     shapes += (aten.expand, aten.unsqueeze, aten.squeeze, aten._unsafe_view, aten.clone, aten.alias)
     for user in node.users:
         kind = getattr(user.target, "overloadpacket", None)

@@ -7,7 +7,10 @@ holds every value of its support. Here these dimensions are summed out of the si
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +18,33 @@ from torch import Tensor
 from inference.errors import PairError
 
 Scores = dict[str, Tensor]
+Factor = tuple[tuple[str, ...], Tensor]  # the sites that it is made of, and their log-density
 
 
 def is_marked(site) -> bool:
     return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
 
 
-def check_marked(sites: Mapping, plate: str | None) -> tuple[str, ...]:
-    """The names of sites to enumerate. Raises: `PairError` where that is not possible."""
+def check_marked(sites: Mapping[str, Any], plate: str | None) -> tuple[str, ...]:
+    """The names of sites to enumerate.
+
+    `sites`: those of the model, and in their places those of the guide.
+    Raises: `PairError` where that is not possible, or where a site beside them has no gradient.
+    """
     found = tuple(name for name, site in sites.items() if is_marked(site))
     for name in found:
-        fn = sites[name]["fn"]
+        fn, infer = sites[name]["fn"], sites[name]["infer"]
+        if infer.get("num_samples") is not None:
+            raise PairError(
+                f"site '{name}' is marked for enumeration with num_samples="
+                f"{infer['num_samples']}, but draws are no support to sum over; drop num_samples"
+            )
+        if "_markov_scope" in infer:
+            raise PairError(
+                f"site '{name}' is marked for enumeration within pyro.markov, whose steps share "
+                "dimensions; loop with a plain 'for' over a few steps, or train with Pyro's "
+                "TraceEnum_ELBO"
+            )
         if not fn.has_enumerate_support:
             raise PairError(
                 f"site '{name}' is marked for enumeration, but {type(fn).__name__} has no finite "
@@ -37,54 +56,152 @@ def check_marked(sites: Mapping, plate: str | None) -> tuple[str, ...]:
                 f"site '{name}' is marked for enumeration in plates {sorted(plates)}; sites are "
                 f"enumerated one value per datum, in plate '{plate}' alone"
             )
+    for name, site in sites.items() if found else ():
+        fn = site["fn"]
+        if site["is_observed"] or name in found or getattr(fn, "has_rsample", False):
+            continue
+        raise PairError(
+            f"site '{name}' draws from {_innermost(fn)} without a reparametrized sample; "
+            + (
+                "mark it for enumeration, too (infer={'enumerate': 'parallel'})"
+                if getattr(fn, "has_enumerate_support", False)
+                else f"beside enumerated sites ('{found[0]}') draw from one that has it"
+            )
+        )
     return found
 
 
-def aligned(scores: Scores, kept: int, count: int) -> Scores:
-    """Every score with `count` enumerated dimensions in front of its `kept` last ones."""
-    return {
-        name: score.reshape((1,) * (count + kept - score.dim()) + tuple(score.shape))
-        for name, score in scores.items()
-    }
+def _innermost(fn) -> str:
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__
 
 
-def sum_out(
+def aligned(score: Tensor, kept: int, count: int) -> Tensor:
+    """The score with `count` enumerated dimensions in front of its `kept` last ones."""
+    return score.reshape((1,) * (count + kept - score.dim()) + tuple(score.shape))
+
+
+def touches(term: Tensor, dims: Iterable[int]) -> bool:
+    return any(term.shape[d] > 1 for d in dims)
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """Terms of the model without its own enumerated dimensions, see `marginals`."""
+
+    log_p: Scores
+    entangled: tuple[tuple[str, str], ...]
+
+
+def marginals(
     log_p: Scores,
-    log_q: Scores,
-    in_model: Mapping[str, int],
-    in_guide: Mapping[str, int],
+    scales: Mapping[str, float | Tensor],
+    dims: Mapping[str, int],
     observed: tuple[str, ...],
-) -> tuple[Scores, Scores]:
-    """Scores without enumerated dimensions.
+) -> Marginals:
+    """Sum the model's own enumerated sites out of its terms.
 
-    Sites of the model alone are marginalized exactly: with e their values,
+    Terms that share values e fall into groups, each of which becomes one term with its sites'
+    common scale s outside of the sum, as in Pyro's `TraceEnum_ELBO`:
 
-        log p(x|z) + log p(z) = log sum_e exp(all terms that depend on e),
+        s log sum_e exp(sum of the group's terms).
 
-    one term under the name of an observed site among them, or else of the first. Over values c of
-    the guide's enumerated sites every term t is averaged, sum_c q(c|x) t(c), which is what the
-    ELBO asks for. `in_model`, `in_guide`: each enumerated site's dimension, from the front.
+    It stands under the name of an observed site, or else of a latent that is not enumerated, or
+    else of the first. `entangled` holds a latent and an observed site of each group that has both:
+    its KL term cannot be weighed by itself.
+
+    `log_p`: unscaled terms that depend on e, masked but for those of enumerated sites. `dims`: each
+    enumerated site's dimension, from the front.
+    Raises: `PairError` where the scales of a group differ.
     """
-    if in_model:
-        dims = tuple(in_model.values())
-        group = [n for n, t in log_p.items() if any(t.shape[d] > 1 for d in dims)]
-        group += [n for n in in_model if n not in group]
-        joint = torch.stack(torch.broadcast_tensors(*(log_p[n] for n in group))).sum(0)
-        name = next((n for n in group if n in observed), group[0])
-        marginal = torch.logsumexp(joint, dims, keepdim=True)
-        log_p = {n: t for n, t in log_p.items() if n not in group} | {name: marginal}
-    if in_guide:
-        dims = tuple(in_guide.values())
-        log_weight = torch.stack(torch.broadcast_tensors(*(log_q[n] for n in in_guide))).sum(0)
-        weight = log_weight.exp()
+    found, entangled = {}, []
+    for names, total in _eliminated([((n,), t) for n, t in log_p.items()], dims.values()):
+        data = [n for n in names if n in observed]
+        latents = [n for n in names if n not in observed and n not in dims]
+        scale = _common_scale(names, scales)
+        key = (*data, *latents, *names)[0]
+        found[key] = total if scale == 1 else scale * total
+        if data and latents:
+            entangled.append((latents[0], data[0]))
+    return Marginals(found, tuple(entangled))
 
-        def mean(term: Tensor) -> Tensor:
-            if all(term.shape[d] == 1 for d in dims):
-                return term
-            # A value of probability 0 counts for nothing, be its density 0, too.
-            safe = torch.where(log_weight > -math.inf, term, 0.0)
-            return (weight * safe).sum(dims, keepdim=True)
 
-        log_p = {n: mean(t) for n, t in log_p.items()}
-        log_q = {n: mean(t) for n, t in log_q.items()}
-    return log_p, log_q
+def _common_scale(names: tuple[str, ...], scales: Mapping[str, float | Tensor]) -> float:
+    for name in names:
+        if isinstance(scales[name], Tensor):
+            raise PairError(
+                f"site '{name}' is scaled by a tensor (poutine.scale), which sites that are summed "
+                "over together must have in common; scale them by a number"
+            )
+    first = float(scales[names[0]])
+    for name in names:
+        if not math.isclose(float(scales[name]), first, rel_tol=1e-9):
+            raise PairError(
+                f"sites '{names[0]}' and '{name}' are summed over together, but scaled by "
+                f"{first:g} and {float(scales[name]):g} (poutine.scale, or a plate that "
+                "subsamples); give them one scale"
+            )
+    return first
+
+
+def _eliminated(factors: list[Factor], dims: Iterable[int]) -> list[Factor]:
+    """Sum dimensions out of a product of factors, the cheapest first: one factor a group is left.
+
+    Every dimension takes only those factors along that depend on it, so that independent sites
+    never make a table of all their values.
+    """
+    left = list(dims)
+
+    def touching(dim: int) -> list[Factor]:
+        return [f for f in factors if f[1].shape[dim] > 1]
+
+    def cost(dim: int) -> int:
+        return math.prod(torch.broadcast_shapes(*(t.shape for _, t in touching(dim)), (1,)))
+
+    while left:
+        dim = min(left, key=cost)
+        left.remove(dim)
+        merged = touching(dim)
+        if not merged:  # a support of one value
+            continue
+        names = tuple(name for part, _ in merged for name in part)
+        total = torch.logsumexp(reduce(torch.add, (t for _, t in merged)), dim, keepdim=True)
+        rest = [f for f in factors if f[1].shape[dim] == 1]
+        factors = [*rest, (names, total)]
+    return factors
+
+
+def expectation(log_weights: Scores, dims: Mapping[str, int]) -> Callable[[Tensor], Tensor]:
+    """E_q over the guide's enumerated sites c, of terms t: sum_c q(c|x) t(c).
+
+    `log_weights`: log q of each site, neither masked nor scaled: a mask takes a site's terms out of
+    the objective, while its values keep their probabilities. `dims`: each site's dimension.
+    """
+    own = {d: name for name, d in dims.items()}
+    known: dict[tuple[int, ...], Tensor] = {}
+
+    def probability(wanted: tuple[int, ...]) -> Tensor:
+        if wanted not in known:
+            # The sites of these dimensions and those that they depend on; all others sum to 1.
+            needed, queue = set(wanted), list(wanted)
+            while queue:
+                factor = log_weights[own[queue.pop()]]
+                more = {d for d in own if factor.shape[d] > 1} - needed
+                needed |= more
+                queue += more
+            factors: list[Factor] = [((own[d],), log_weights[own[d]]) for d in sorted(needed)]
+            left = _eliminated(factors, sorted(needed - set(wanted)))
+            known[wanted] = reduce(torch.add, (t for _, t in left)).exp()
+        return known[wanted]
+
+    def mean(term: Tensor) -> Tensor:
+        wanted = tuple(d for d in sorted(own) if term.shape[d] > 1)
+        if not wanted:
+            return term
+        weight = probability(wanted)
+        # A value of probability 0 counts for nothing, be its density 0, too.
+        safe = torch.where(weight > 0, term, 0.0)
+        return (weight * safe).sum(wanted, keepdim=True)
+
+    return mean

@@ -16,6 +16,7 @@ from inference.checkpoint import FILE, digest, has_checkpoint, load_checkpoint, 
 from inference.engines.choice import ENGINES
 from inference.errors import CheckpointError, EngineWarning, NonFiniteError, RequestError
 from inference.isolation import modes, modules_of, own_randomness, own_store, seed_all
+from inference.memory import keep_freed_memory
 from inference.objectives.elbo import ELBO, OBJECTIVES
 from inference.optimizer import SingleOptimizer
 from inference.pair import Data, as_arguments
@@ -76,7 +77,7 @@ def fit(
     resume: bool = False,
     plate: str | None = "data",
 ) -> FitResult:
-    """Maximise the objective of a Pyro pair over minibatches, with `pyro.infer.SVI`.
+    """Maximise the objective of a Pyro pair over minibatches, as `pyro.infer.SVI` does.
 
     Args:
         model, guide: any callables `model(x, ...)`, `guide(x, ...)` whose per-datum sites stand in
@@ -95,8 +96,12 @@ def fit(
             end of warm-up; then the best weights are put back.
         engine: `eager` (`pyro.infer.SVI` itself), `compiled` (Pyro's handlers run once, then the
             whole step is one compiled graph), `cuda_graph` (that, as one launch on a GPU), or
-            `auto`: compiled where the training is long enough to repay it. All draw the same
-            noise. What cannot be recorded is run by `eager`; the result says why.
+            `auto`: `compiled` (on a GPU `cuda_graph`) where the training is long enough to repay
+            it, else `eager`. All draw the same noise. What cannot be recorded is run by `eager`;
+            the result says why. A number of Python's that the pair or `batch_transform` changes by
+            itself (a counter) is found when the record is held against the handlers: when it is
+            made, after each callback, and at steps 64, 128, 256, ...; till then the former
+            number is used.
         precision: `float32`, `bfloat16` (products of networks alone; densities, losses and weights
             stay float32), `tf32` (the same on NVIDIA GPUs), or `float64` (data and modules are
             float64 during training).
@@ -126,6 +131,7 @@ def fit(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = usable_device(device)
     check_precision(precision, device)
+    keep_freed_memory(device)
     arguments = cast(tuple(a.to(device) for a in arguments), precision)
     if held_out is not None:
         held_out = cast(tuple(a.to(device) for a in held_out), precision)

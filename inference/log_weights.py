@@ -14,12 +14,14 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from inference.enumeration import aligned, sum_out
+from inference.enumeration import aligned, expectation, marginals, touches
 from inference.errors import PairError
 from inference.isolation import modes, modules_of, own_randomness, own_store, validation
 from inference.pair import (
@@ -40,12 +42,14 @@ class LogWeights:
     """K draws z_k ~ q(z|x_n) of every datum, scored.
 
     `latents[name]` is `[K, ...]` with the site's own batch and event dimensions; `log_p[name]` and
-    `log_q[name]` are unscaled log-densities in nats, float64 `[K, N]` (or `[K]` for `plate=None`),
-    summed over everything but particles and the data plate. `model_fn` and `guide_fn` are the
+    `log_q[name]` are log-densities in nats, float64 `[K, N]` (or `[K]` outside the data plate),
+    summed over everything but particles and the data plate, not scaled by its subsampling (a scale
+    that the user gave is kept; evidence refuses it). `model_fn` and `guide_fn` are the
     distributions themselves, masked where their sites are. `auxiliary` holds draws of guide sites
     that the model does not have. Observed sites of the guide alone (`pyro.factor`) are terms of
     log q, as in Pyro's `Trace_ELBO`. `ulp` is the rounding of one unit in the last place of every
-    summed log-density, as a root of the sum of squares.
+    summed log-density, as a root of the sum of squares. `entangled` names latents whose log p is
+    part of an observed site's term, for they share values that the model sums over.
     """
 
     latents: dict[str, Tensor]
@@ -56,6 +60,7 @@ class LogWeights:
     model_fn: dict[str, Any]
     guide_fn: dict[str, Any]
     ulp: Tensor
+    entangled: tuple[tuple[str, str], ...] = ()
 
     @property
     def log_weight(self) -> Tensor:
@@ -154,7 +159,13 @@ class Scorer:
             together = record_of(pair, arguments, 3, subset)
         except Exception as error:  # whatever a foreign network raises on unknown dimensions
             failure = error
-        if failure is None:
+        if failure is None and pair.enumerated:
+            try:
+                if self._same_enumerated(together, arguments, subset):
+                    return True
+            except Exception as error:
+                failure = error
+        elif failure is None:
             parts = [(pair.model, together.log_p)]
             if len(together.log_q) > 1:  # a single site's network sees x alone
                 parts.append((pair.guide, together.log_q))
@@ -187,6 +198,80 @@ class Scorer:
                     if not torch.allclose(alone, scores[name][k], rtol=1e-3, atol=1e-3):
                         return False
         return True
+
+
+    def _same_enumerated(self, together: LogWeights, arguments, subset) -> bool:
+        """The same for pairs with enumerated sites: those of one draw are enumerated again."""
+        pair = self.pair
+        dim = -pair.max_plate_nesting - 1
+        drawn = {
+            name: value
+            for name, value in {**together.latents, **together.auxiliary}.items()
+            if name not in pair.enumerated and not is_point(together.guide_fn[name])
+        }
+        for k in range(3):
+            values = {
+                name: value.select(dim - together.guide_fn[name].event_dim, k)
+                for name, value in drawn.items()
+            }
+            given = replace(pair, guide=_Drawn(values)(pair.guide))
+            alone = record_of(given, arguments, 1, subset, vectorize=False)
+            for ours, theirs in ((together.log_p, alone.log_p), (together.log_q, alone.log_q)):
+                for name, score in ours.items():
+                    # A marginal without other latents is the same for all draws.
+                    score = score.expand(3, *score.shape[1:])
+                    if not torch.allclose(theirs[name][0], score[k], rtol=1e-3, atol=1e-3):
+                        return False
+        return True
+
+
+class _Drawn(Messenger):
+    """Let sites take these values as their draws."""
+
+    def __init__(self, values: dict[str, Tensor]):
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+    def _same_enumerated(self, together: LogWeights, arguments, subset) -> bool:
+        """The same for pairs with enumerated sites: those of one draw are enumerated again."""
+        pair = self.pair
+        dim = -pair.max_plate_nesting - 1
+        drawn = {
+            name: value
+            for name, value in {**together.latents, **together.auxiliary}.items()
+            if name not in pair.enumerated and not is_point(together.guide_fn[name])
+        }
+        for k in range(3):
+            values = {
+                name: value.select(dim - together.guide_fn[name].event_dim, k)
+                for name, value in drawn.items()
+            }
+            given = replace(pair, guide=_Drawn(values)(pair.guide))
+            alone = record_of(given, arguments, 1, subset, vectorize=False)
+            for ours, theirs in ((together.log_p, alone.log_p), (together.log_q, alone.log_q)):
+                for name, score in ours.items():
+                    # A marginal without other latents is the same for all draws.
+                    score = score.expand(3, *score.shape[1:])
+                    if not torch.allclose(theirs[name][0], score[k], rtol=1e-3, atol=1e-3):
+                        return False
+        return True
+
+
+class _Drawn(Messenger):
+    """Let sites take these values as their draws."""
+
+    def __init__(self, values: dict[str, Tensor]):
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 def record_of(
@@ -250,42 +335,96 @@ def _run(
 def _without_enumerated(
     record: LogWeights, model_trace, guide_trace, pair: Pair, particles: bool
 ) -> LogWeights:
-    """The record with enumerated sites summed out; their latents are all values at once."""
-    first = -1 - pair.max_plate_nesting - particles
+    """The record with enumerated sites summed out; their latents are all values at once.
 
-    def places(trace) -> dict[str, int]:
+    Raises: `PairError` where scales differ within one sum, or a site outside the plate depends on
+        values of the data.
+    """
+    first = -1 - pair.max_plate_nesting - particles
+    in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
+
+    def places(sites) -> dict[str, int]:
         return {
             name: first - site["infer"]["_enumerate_dim"]
-            for name, site in sample_sites(trace).items()
+            for name, site in sites.items()
             if "_enumerate_dim" in site["infer"]
         }
 
-    in_guide = places(guide_trace)
-    in_model = {n: p for n, p in places(model_trace).items() if n not in in_guide}
-    count = 1 + max((*in_guide.values(), *in_model.values()))
-    kept = particles + 1
-    outside = {n for n, s in {**record.log_p, **record.log_q}.items() if s.dim() < kept}
+    of_guide = places(in_guide)
+    of_model = {n: p for n, p in places(in_model).items() if n not in of_guide}
+    count = 1 + max((*of_guide.values(), *of_model.values()))
+    guide_dims = {n: count - 1 - p for n, p in of_guide.items()}
+    model_dims = {n: count - 1 - p for n, p in of_model.items()}
 
-    def align(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-        inside = {n: s for n, s in scores.items() if n not in outside}
-        return aligned(inside, kept, count)
+    def inside(scores: dict[str, Tensor], sites) -> dict[str, Tensor]:
+        return {
+            name: aligned(score, particles + 1, count)
+            for name, score in scores.items()
+            if frame_of(sites[name], pair.plate) is not None
+        }
 
-    def from_front(found: dict[str, int]) -> dict[str, int]:
-        return {name: count - 1 - place for name, place in found.items()}
+    def outside(scores: dict[str, Tensor], sites) -> dict[str, Tensor]:
+        found = {n: s for n, s in scores.items() if frame_of(sites[n], pair.plate) is None}
+        for name, score in found.items():
+            if score.numel() > math.prod(score.shape[score.dim() - particles :]):
+                raise PairError(
+                    f"site '{name}' stands outside plate '{pair.plate}', but depends on values "
+                    f"that are enumerated per datum ('{pair.enumerated[0]}'); move it inside"
+                )
+            found[name] = score.reshape(score.shape[score.dim() - particles :])
+        return found
 
-    log_p, log_q = sum_out(
-        align(record.log_p),
-        align(record.log_q),
-        from_front(in_model),
-        from_front(in_guide),
-        record.observed,
+    def bare(site, *, masked: bool) -> Tensor:
+        plain = {**site, "scale": _subsampling(site, pair)}
+        if not masked:
+            plain["mask"] = None
+        latent = site["name"] in record.latents
+        score, _ = _reduce(plain, pair, particles=particles, latent=latent)
+        return aligned(score, particles + 1, count)
+
+    log_p, log_q = inside(record.log_p, in_model), inside(record.log_q, in_guide)
+    entangled: tuple[tuple[str, str], ...] = ()
+    observed = record.observed
+    if model_dims:
+        summed, scales = {}, {}
+        for name, term in log_p.items():
+            if name in model_dims or touches(term, model_dims.values()):
+                site = in_model[name]
+                scales[name] = _own_scale(site, pair)
+                # As in Pyro, a mask takes the terms of a site's children out, and not the
+                # probabilities of its values, which are then summed to 1.
+                masked = name not in model_dims
+                as_is = isinstance(scales[name], float | int) and scales[name] == 1
+                as_is = as_is and (masked or site["mask"] is None)
+                summed[name] = term if as_is else bare(site, masked=masked)
+        found = marginals(summed, scales, model_dims, record.observed)
+        log_p = {n: t for n, t in log_p.items() if n not in summed} | found.log_p
+        observed = tuple(n for n in observed if n in log_p or n not in summed)
+        entangled = found.entangled
+    if guide_dims:
+        weights = {n: bare(_without_own_mask(in_guide[n]), masked=False) for n in guide_dims}
+        mean = expectation(weights, guide_dims)
+        log_p = {n: mean(t) for n, t in log_p.items()}
+        log_q = {n: mean(t) for n, t in log_q.items()}
+
+    def restore(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: s.reshape(s.shape[count:]) for n, s in scores.items()}
+
+    return replace(
+        record,
+        log_p=outside(record.log_p, in_model) | restore(log_p),
+        log_q=outside(record.log_q, in_guide) | restore(log_q),
+        observed=observed,
+        entangled=entangled,
     )
 
-    def restore(scores: dict[str, Tensor], former: dict[str, Tensor]) -> dict[str, Tensor]:
-        plain = {n: s.reshape(s.shape[count:]) for n, s in scores.items()}
-        return {n: s for n, s in former.items() if n in outside} | plain
 
-    return replace(record, log_p=restore(log_p, record.log_p), log_q=restore(log_q, record.log_q))
+def _without_own_mask(site):
+    """The site, its distribution without a mask (`.mask(...)`): the values' probabilities."""
+    fn = site["fn"]
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return {**site, "fn": fn}
 
 
 def _stacked(records: list[LogWeights]) -> LogWeights:
@@ -422,10 +561,14 @@ def _reduce(site, pair: Pair, *, particles: bool, latent: bool) -> tuple[Tensor,
 
 def _own_scale(site, pair: Pair) -> float | Tensor:
     """A site's scale but for what its data plate's subsampling puts there; 1 in evidence."""
+    subsampling = _subsampling(site, pair)
+    return site["scale"] if subsampling == 1 else site["scale"] / subsampling
+
+
+def _subsampling(site, pair: Pair) -> float:
+    """What the data plate's subsampling scales a site by."""
     frame = frame_of(site, pair.plate)
-    if frame is None or not frame.full_size:
-        return site["scale"]
-    return site["scale"] / (frame.full_size / frame.size)
+    return 1.0 if frame is None or not frame.full_size else frame.full_size / frame.size
 
 
 def _inside(site, log_prob: Tensor) -> Tensor:

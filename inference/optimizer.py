@@ -35,6 +35,18 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return choices[name.lower()]
 
 
+def by_name() -> dict[str, Tensor]:
+    """The unconstrained tensors of the store at hand, each once.
+
+    One that is registered under several names (tied weights) bears the first of them.
+    """
+    stored = pyro.get_param_store()._params
+    first: dict[int, str] = {}
+    for name in sorted(stored):
+        first.setdefault(id(stored[name]), name)
+    return {name: p for name, p in stored.items() if first[id(p)] == name}
+
+
 class SingleOptimizer(PyroOptim):
     """A `PyroOptim` that drives *one* torch optimizer, with global clipping and a schedule.
 
@@ -99,11 +111,14 @@ class SingleOptimizer(PyroOptim):
 
     def adopt(self, params) -> None:
         """Take on parameters not seen before; states that wait for them are loaded."""
-        store = pyro.get_param_store()
         known = {id(p) for p in self._params}
-        new = sorted((str(store.param_name(p)), p) for p in params if id(p) not in known)
-        if not new:
+        fresh = {id(p): p for p in params if id(p) not in known}
+        if not fresh:
             return
+        names = {id(p): name for name, p in by_name().items()}
+        new = sorted(
+            ((names.get(i, "None"), p) for i, p in fresh.items()), key=lambda item: item[0]
+        )
         self.names += [name for name, _ in new]
         self._params += [p for _, p in new]
         if self.optimizer is None:

@@ -34,6 +34,11 @@ def member(name: str, value: Any, kind: type[Kind], family: Mapping[str, type[Ki
     raise RequestError(f"{name}: {value!r} is unknown. Choices: {', '.join(family)}")
 
 
+def one_of(name: str, value: Any, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise RequestError(f"{name}: {value!r} is unknown. Choices: {', '.join(choices)}")
+
+
 def usable_device(device: str | torch.device) -> torch.device:
     """The device asked for, if it is there."""
     try:

@@ -16,9 +16,9 @@ from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from inference.capture import capture, lift
 from inference.compiling import compile_graph
 from inference.isolation import own_randomness
-from inference.tracing import capture, lift
 
 ONCE, PER_DATUM, PER_DRAW = range(3)
 

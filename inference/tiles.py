@@ -19,6 +19,7 @@ from inference.isolation import (
     seed_all,
 )
 from inference.log_weights import LogWeights, Scorer, evidence_pair
+from inference.memory import keep_freed_memory
 from inference.pair import Data, Pair, as_arguments, examine
 from inference.precision import arithmetic, cast, check_precision, in_dtype, products, switches
 from inference.requests import device_of, usable_device, whole_number
@@ -164,6 +165,7 @@ def tiled(
         for module in modules:
             module.to(device)
     check_precision(precision, device)
+    keep_freed_memory(device)
     arguments = cast(tuple(a.to(device) for a in arguments), precision)
     with (
         own_store(),

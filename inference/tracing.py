@@ -8,23 +8,16 @@ beta as inputs; gradients are part of the record, so that custom ones are kept.
 from __future__ import annotations
 
 import contextlib
-import os
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, fx
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import once_differentiable
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from inference.errors import InferenceError, RequestError, Untraceable
+from inference.capture import capture, put_back, tensors_alone
+from inference.errors import PairError, RequestError, Untraceable
 from inference.isolation import (
     derived_seed,
     modes,
@@ -35,12 +28,18 @@ from inference.isolation import (
 )
 from inference.log_weights import LogWeights, Scorer, record_of
 from inference.objectives.elbo import ELBO, OBJECTIVES
+from inference.optimizer import by_name
 from inference.pair import Pair, as_arguments, examine
 from inference.precision import products
 from inference.requests import member
 
 # Traced and eager run the same operations; this only forgives a library that sums in another order.
 TOLERANCE = 1e-5
+# The same for numbers that are 0 by cancellation.
+SMALL = 1e-6
+
+# So many particles that cannot be run at once are recorded one by one in a graph.
+MOST_LOOPED = 8
 
 
 def trace(
@@ -74,7 +73,10 @@ def trace(
     with own_store(share=True) as keep_params, own_randomness():
         with modes(modules_of(model, guide), training=False):  # a look leaves no statistics
             pair = examine(model, guide, arguments, plate)
-            vectorize = objective.num_particles > 1 and not Scorer(pair, arguments).folded
+            vectorize = False
+            if objective.num_particles > 1:
+                with contextlib.suppress(PairError):  # one particle at a time always works
+                    vectorize = not Scorer(pair, arguments).folded
         traced = trace_loss(
             pair, objective, arguments, num_data or len(arguments[0]), vectorize=vectorize
         )
@@ -97,6 +99,7 @@ class Traced:
     shapes: tuple[tuple[torch.Size, torch.dtype], ...]
     # What was recorded, through the handlers: `(*batch, beta)` -> what the graph returns.
     eager: Callable = field(repr=False)
+    pair: Pair = field(repr=False)
 
     def __call__(
         self, parameters: Mapping[str, Tensor], *batch: Tensor, beta: float | Tensor = 1.0
@@ -119,10 +122,21 @@ class Traced:
 
         Raises: `Untraceable` if not: a number or a tensor that the pair reads was replaced.
         """
+        owned = [p for m in modules_of(self.pair.model, self.pair.guide) for p in m.parameters()]
+        before = [p.requires_grad for p in owned]
+        try:
+            with own_store(share=True):
+                self.check_here(*batch)
+        finally:  # Pyro unfreezes what it registers
+            for p, requires in zip(owned, before, strict=True):
+                p.requires_grad_(requires)
+
+    def check_here(self, *batch: Tensor) -> None:
+        """The same in the store at hand, where the pair's parameters are registered."""
         batch = tuple(b.contiguous() for b in self._checked(batch))
         beta = torch.full((), 0.5, dtype=torch.float64, device=batch[0].device)
-        with own_store(share=True):
-            _hold_against_eager(self.eager, self.graph, self.parameters, (*batch, beta))
+        inputs = (*batch, beta)
+        hold_against_eager(self.eager, self.graph, self.parameters, inputs, self.complaints)
 
     def _beta(self, beta: float | Tensor) -> Tensor:
         return torch.as_tensor(beta, dtype=torch.float64)
@@ -131,8 +145,8 @@ class Traced:
         found = tuple((b.shape, b.dtype) for b in batch)
         if found != self.shapes:
             raise RequestError(
-                f"batch: got {_shapes(found)}, but the function was traced for "
-                f"{_shapes(self.shapes)}; trace it once more for another shape"
+                f"batch: got {shapes_of(found)}, but the function was traced for "
+                f"{shapes_of(self.shapes)}; trace it once more for another shape"
             )
         return batch
 
@@ -165,6 +179,7 @@ def trace_loss(
     noise; what differs is refused.
     Raises: `Untraceable`.
     """
+    check_particles(objective, vectorize=vectorize)
     complaints: list[str] = []
     arguments = tuple(a.contiguous() for a in arguments)
 
@@ -183,15 +198,19 @@ def trace_loss(
 
     beta = torch.tensor(1.0, dtype=torch.float64, device=arguments[0].device)
     with own_randomness(0), validation(False), torch.enable_grad():
-        with _put_back() as closed, _tensors_alone(closed):
+        with put_back() as closed, tensors_alone(closed):
             loss, _ = evaluate(*arguments, beta)
-        live = {name: p for name, p in pyro.get_param_store()._params.items() if p.requires_grad}
-        if not live:
-            raise Untraceable("the pair has no parameter that requires a gradient")
-        found = torch.autograd.grad(loss, list(live.values()), allow_unused=True)
+        # A tensor of two names is one parameter.
+        live = {name: p for name, p in by_name().items() if p.requires_grad}
+        found: Sequence[Tensor | None] = ()
+        if live and loss.requires_grad:
+            with put_back():
+                found = torch.autograd.grad(loss, list(live.values()), allow_unused=True)
         parameters = {
-            name: p for (name, p), g in zip(live.items(), found, strict=True) if g is not None
+            name: p for (name, p), g in zip(live.items(), found, strict=False) if g is not None
         }
+        if not parameters:
+            raise Untraceable("the pair has no parameter that requires a gradient")
 
         def whole(*inputs: Tensor) -> tuple[Tensor, ...]:
             loss, values = evaluate(*inputs)
@@ -200,11 +219,19 @@ def trace_loss(
 
         graph = capture(whole, (*arguments, beta), list(parameters.values()))
         with _moved(list(parameters.values())):
-            _hold_against_eager(
-                whole, graph, parameters, (*(_other_rows(a) for a in arguments), 0.5 * beta)
-            )
+            others = (*(_other_rows(a) for a in arguments), 0.5 * beta)
+            hold_against_eager(whole, graph, parameters, others, tuple(complaints))
     shapes = tuple((a.shape, a.dtype) for a in arguments)
-    return Traced(graph, parameters, tuple(complaints), shapes, whole)
+    return Traced(graph, parameters, tuple(complaints), shapes, whole, pair)
+
+
+def check_particles(objective: ELBO, *, vectorize: bool) -> None:
+    """Refuse a graph of very many passes, which would take minutes to record and compile."""
+    if objective.num_particles > MOST_LOOPED and not vectorize:
+        raise Untraceable(
+            f"its {objective.num_particles} particles would be recorded one by one (up to "
+            f"{MOST_LOOPED} are): let its networks take [particles, batch, ...]"
+        )
 
 
 def evaluate_loss(
@@ -220,7 +247,7 @@ def evaluate_loss(
     """-objective of a batch, and one number a site that is finite if draws and density are."""
     record = record_of(pair, batch, objective.num_particles, vectorize=vectorize)
     check_gradients(record, pair)
-    values = _site_values(record)
+    values = site_values(record)
     if complaints is not None:
         complaints[:] = values
     loss = objective.loss(record, beta, num_data)
@@ -230,8 +257,15 @@ def evaluate_loss(
 def check_gradients(record: LogWeights, pair: Pair) -> None:
     """Refuse latents whose gradient is not that of a path through their draws."""
     for name, fn in record.guide_fn.items():
+        if getattr(fn, "has_rsample", False) or name in pair.enumerated:
+            continue
         latent = name in record.latents or name in record.auxiliary
-        if latent and name not in pair.enumerated and not getattr(fn, "has_rsample", False):
+        if not latent and name in record.log_q:
+            raise Untraceable(
+                f"factor '{name}' of the guide is taken for a score function: say "
+                "has_rsample=True if its draws are reparametrized"
+            )
+        if latent:
             while type(fn).__name__ in (
                 "Independent",
                 "MaskedDistribution",
@@ -244,7 +278,11 @@ def check_gradients(record: LogWeights, pair: Pair) -> None:
             )
 
 
-def _site_values(record: LogWeights) -> dict[str, Tensor]:
+_DENSITY = "has a log-density that is not finite"
+_DRAW = "drew a value that is not finite"
+
+
+def site_values(record: LogWeights) -> dict[str, Tensor]:
     """One number a site; not finite where its draws or its log-density are not.
 
     In the order of the programs: the first that is not finite is the culprit.
@@ -254,238 +292,58 @@ def _site_values(record: LogWeights) -> dict[str, Tensor]:
     for name, score in record.log_q.items():
         if name in drawn and drawn[name].is_floating_point():
             # 0 for finite draws, NaN otherwise.
-            told = f"site '{name}' of the guide drew a value that is not finite"
-            values[told] = (drawn[name].detach() * 0).sum()
-        values[f"site '{name}' of the guide has a log-density that is not finite"] = score.sum()
+            values[f"site '{name}' of the guide {_DRAW}"] = (drawn[name].detach() * 0).sum()
+        values[f"site '{name}' of the guide {_DENSITY}"] = score.sum()
     for name, score in record.log_p.items():
-        values[f"site '{name}' of the model has a log-density that is not finite"] = score.sum()
+        values[f"site '{name}' of the model {_DENSITY}"] = score.sum()
     return values
 
 
-# Recording -------------------------------------------------------------------------------------
-
-
-def capture(
-    function: Callable,
-    inputs: Sequence[Tensor],
-    parameters: Sequence[Tensor] = (),
-    *,
-    mutable: int = 0,
-) -> fx.GraphModule:
-    """`function(*inputs)` as a graph of `(*parameters, *inputs)`.
-
-    `parameters` are tensors the function closes over; what else it closes over stays in the graph
-    as it is, by reference. The first `mutable` inputs may be changed in place. Random states are
-    left to the caller; buffers end as they were.
-    Raises: `Untraceable`.
-    """
-    # make_fx tells inputs apart by identity: each is a clone.
-    clones = [i.clone() for i in inputs]
-    with _put_back() as closed:
-
-        def watched(*args: Tensor):
-            with _tensors_alone(closed, args[:mutable]):
-                return function(*args)
-
-        # One fake mode for all values noted in the graph; torch would make one for each of them.
-        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-            graph = make_fx(watched)(*clones)
-    return lift(graph, parameters)
-
-
-class _Closed:
-    """Tensors from outside that were changed in place: what they held, and who did it."""
-
-    def __init__(self) -> None:
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-        self.changed = ""
-
-
-@contextlib.contextmanager
-def _put_back() -> Iterator[_Closed]:
-    """Tensors from outside end as they were, and it is refused to change them.
-
-    Raises: `Untraceable`, also for whatever else fails.
-    """
-    closed = _Closed()
-    try:
-        yield closed
-    except InferenceError:
-        raise
-    except Exception as error:
-        raise Untraceable(_first_line(error)) from error
-    finally:
-        with torch.no_grad():
-            for tensor, value in closed.kept.values():
-                tensor.copy_(value)
-    if closed.changed:
-        raise Untraceable(closed.changed)
-
-
-@contextlib.contextmanager
-def _tensors_alone(closed: _Closed, mutable: Sequence[Tensor] = ()) -> Iterator[None]:
-    """Refuse what hands values of tensors to Python, and note what is changed in place."""
-    with _NoArrays(), _NoValues(closed, mutable):
-        yield
-
-
-class _NoArrays(TorchFunctionMode):
-    """Refuses methods that hand out all values of a tensor, which are no operations."""
-
-    methods = (
-        torch.Tensor.numpy,
-        torch.Tensor.tolist,
-        torch.Tensor.__array__,
-        torch.Tensor.__dlpack__,
-    )
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in self.methods:
-            raise _handed_out(f"'{func.__name__}'")
-        return func(*args, **(kwargs or {}))
-
-
-# Operations whose result, or its shape, is known only by looking at values.
-_BY_VALUE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-
-
-class _NoValues(TorchDispatchMode):
-    """Refuses operations that hand tensor values to Python, and notes changed buffers."""
-
-    def __init__(self, closed: _Closed, mutable: Sequence[Tensor]):
-        super().__init__()
-        self.closed = closed
-        self.made = {_storage(tensor) for tensor in mutable}
-        self.alive: list[Tensor] = []  # ids are unique among living tensors only
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(tag in func.tags for tag in _BY_VALUE) and not _by_position(func, args):
-            raise _handed_out(_name(func))
-        for value in _written(func, args):
-            self._changes(value)
-        result = func(*args, **(kwargs or {}))
-        for item in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(item, Tensor):
-                self.made.add(_storage(item))
-                self.alive.append(item)
-        return result
-
-    def _changes(self, tensor: Tensor) -> None:
-        if _storage(tensor) in self.made:
-            return
-        key = id(tensor)
-        if key not in self.closed.kept:
-            self.closed.kept[key] = (tensor, tensor.detach().clone())
-            self.alive.append(tensor)
-        self.closed.changed = self.closed.changed or (
-            f"the pair changes a tensor of shape {tuple(tensor.shape)} in place (running "
-            f"statistics, a counter){_where()}"
-        )
-
-
-def _written(func, args: Sequence[Any]) -> list[Tensor]:
-    """The arguments that an operation changes in place."""
-    written = []
-    named = {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)}
-    for argument in func._schema.arguments:
-        value = named.get(argument.name)
-        writes = argument.alias_info is not None and argument.alias_info.is_write
-        # Some kernels of batch normalization do so without declaring it.
-        tracks = argument.name in ("running_mean", "running_var") and named.get("training")
-        if isinstance(value, Tensor) and (writes or tracks):
-            written.append(value)
-    return written
-
-
-def _handed_out(name: str) -> Untraceable:
-    return Untraceable(
-        f"{name} hands values of tensors to Python (`.item()`, `if tensor:`, a boolean index)"
-        f"{_where()}"
-    )
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _by_position(func, args) -> bool:
-    """Indexing by positions has a shape known beforehand; by a mask it has not."""
-    if func not in (torch.ops.aten.index.Tensor,):
-        return False
-    return all(i is None or i.dtype not in (torch.bool, torch.uint8) for i in args[1])
-
-
-def _name(func) -> str:
-    name = func._schema.name.partition("::")[2]
-    return "'item'" if name == "_local_scalar_dense" else f"'{name}'"
-
-
-# Frames of these packages are not the user's.
-_LIBRARIES = tuple(os.path.dirname(str(package.__file__)) + os.sep for package in (torch, pyro))
-_OURS = os.path.dirname(__file__) + os.sep
-
-
-def _where() -> str:
-    """', at line 12 of model.py': the innermost line of the pair that is not torch's or Pyro's."""
-    for frame in reversed(traceback.extract_stack()):
-        path = frame.filename
-        if path == __file__ or path.startswith(_LIBRARIES) or path.endswith("contextlib.py"):
-            continue
-        if path.startswith(_OURS):  # who called the pair
-            return ""
-        return f", at line {frame.lineno} of {os.path.basename(path)}"
-    return ""
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def lift(graph_module: fx.GraphModule, parameters: Sequence[Tensor]) -> fx.GraphModule:
-    """The graph with `parameters` as first inputs; other constants merged into one node each."""
-    graph = graph_module.graph
-    first = next(iter(graph.nodes))
-    places: dict[int, fx.Node] = {}
-    with graph.inserting_before(first):
-        for i, parameter in enumerate(parameters):
-            places[id(parameter)] = graph.placeholder(f"parameter_{i}")
-    seen: dict[int, fx.Node] = {}
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    for node in list(graph.nodes):
-        if node.op != "get_attr":
-            continue
-        tensor = getattr(graph_module, node.target)
-        place = places.get(id(tensor)) or seen.get(id(tensor))
-        if place is None:
-            with graph.inserting_after(last):
-                place = seen[id(tensor)] = graph.get_attr(node.target)
-        node.replace_all_uses_with(place)
-        graph.erase_node(node)
-    graph_module.recompile()
-    return graph_module
-
-
-def _hold_against_eager(
+def hold_against_eager(
     whole: Callable,
     graph: fx.GraphModule,
     parameters: Mapping[str, Tensor],
     inputs: tuple[Tensor, ...],
+    complaints: Sequence[str],
 ) -> None:
-    """Compare the graph with the handlers' own evaluation under the same noise."""
+    """Compare the graph with the handlers' own evaluation under the same noise.
+
+    The sites' values are compared unscaled: in the loss a term outside the plate weighs 1/N.
+    Raises: `Untraceable`, naming the first site that differs.
+    """
     seed = derived_seed("trace")
-    with own_randomness(seed), validation(False), torch.enable_grad(), _put_back():
-        expected = whole(*inputs)
-    with own_randomness(seed), torch.no_grad():
-        found = graph(*parameters.values(), *inputs)
-    loss, _, *gradients = expected
-    names = ["loss", *(f"gradient of '{name}'" for name in parameters)]
-    for name, a, b in zip(names, (loss, *gradients), (found[0], *found[2:]), strict=True):
-        size = TOLERANCE * (1 + float(a.abs().nan_to_num(0, 0, 0).max()) if a.numel() else 1)
-        if not torch.allclose(a, b, rtol=TOLERANCE, atol=size, equal_nan=True):
-            raise Untraceable(
-                f"on other data and noise its traced {name} is not the eager one: something beside "
-                "tensors changes from call to call (numpy, a counter, a number read from the data)"
-            )
+    with own_randomness(seed), validation(False), torch.enable_grad(), put_back():
+        loss, values, *gradients = whole(*inputs)
+    with own_randomness(seed), torch.no_grad(), put_back():
+        found_loss, found_values, *found = graph(*parameters.values(), *inputs)
+    if values.shape != found_values.shape:
+        raise _stale("number of sites")
+    for said, a, b in zip(complaints, values, found_values, strict=True):
+        if not _close(a, b, SMALL):
+            what = "log-density" if said.endswith(_DENSITY) else "draw"
+            raise _stale(f"{what} of {said.removesuffix(_DENSITY).removesuffix(_DRAW).strip()}")
+    if not _close(loss, found_loss, TOLERANCE):
+        raise _stale("loss")
+    # Gradients that are 0 but for rounding are told by their size beside the others.
+    floor = 0.1 * SMALL * max((_size(g) for g in gradients), default=0.0)
+    for name, a, b in zip(parameters, gradients, found, strict=True):
+        if not _close(a, b, max(TOLERANCE * _size(a), floor)):
+            raise _stale(f"gradient of '{name}'")
+
+
+def _close(a: Tensor, b: Tensor, absolute: float) -> bool:
+    return torch.allclose(a, b, rtol=TOLERANCE, atol=absolute, equal_nan=True)
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.abs().nan_to_num(0, 0, 0).max()) if tensor.numel() else 0.0
+
+
+def _stale(what: str) -> Untraceable:
+    return Untraceable(
+        f"on other data and noise its traced {what} is not the eager one: something beside tensors "
+        "changes from call to call (numpy, a counter, a number read from the data)"
+    )
 
 
 def _other_rows(batch: Tensor) -> Tensor:
@@ -508,5 +366,10 @@ def _moved(parameters: list[Tensor]) -> Iterator[None]:
                 p.copy_(value)
 
 
-def _shapes(found: Sequence[tuple[torch.Size, torch.dtype]]) -> str:
+def shapes_of(found: Sequence[tuple[torch.Size, torch.dtype]]) -> str:
     return ", ".join(f"{str(dtype).removeprefix('torch.')} {list(s)}" for s, dtype in found)
+
+
+def first_bad(names: Iterable[str], numbers: Iterable[float]) -> str | None:
+    """The first name whose number is not finite."""
+    return next((n for n, v in zip(names, numbers, strict=True) if not math.isfinite(v)), None)

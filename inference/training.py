@@ -37,6 +37,10 @@ from inference.schedules import Constant, Schedule
 from inference.stopping import Stopping
 from inference.tiles import even_share, numbers_per_tile
 
+# A recorded step is compared with the handlers whenever the number of steps has doubled since this
+# one. The comparison touches neither weights nor random states: a resumed training stays exact.
+FIRST_CHECK = 64
+
 # What a checkpoint tells of a `State`, beside weights and history.
 PROGRESS = {
     *("epoch", "batch", "step", "objective_sum", "norm_sum", "seconds", "finished"),
@@ -124,6 +128,8 @@ class Training:
         start = state.batch * self.batch_size
         state.batch += 1
         state.step += 1
+        if state.step >= FIRST_CHECK and state.step & (state.step - 1) == 0:
+            self.engine.doubt()  # the pair itself may have changed numbers that it reads
         rows = None if self.pair.whole else order[start : start + size]
         if rows is not None and self.transform is None:
             self.engine.step_rows(self.arguments, rows, beta, size)
@@ -135,16 +141,16 @@ class Training:
     def user_code_ran(self) -> None:
         """After a callback: what it may have changed beside values is looked for.
 
-        Raises: `PairError` if a parameter is of another dtype or memory layout.
+        Raises: `PairError` if a parameter is of another shape, dtype or memory layout.
         """
         self._check_parameters()
         for name, layout in self._layouts_now().items():
             if layout != self._layouts[name]:
-                self._refuse(name, "was given another dtype or memory layout")
+                self._refuse(name, "was given another shape, dtype or memory layout")
         self.engine.doubt()
 
     def _layouts_now(self) -> dict[str, Any]:
-        return {n: (p.dtype, p.device, p.stride()) for n, p in self._stored.items()}
+        return {n: (p.shape, p.dtype, p.device, p.stride()) for n, p in self._stored.items()}
 
     def _check_parameters(self) -> None:
         """Pyro and the optimizer would go on with the former tensor, whatever the module holds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -94,8 +95,14 @@ class Engine:
     def evaluate(self, batch: tuple[Tensor, ...], often: int = 1) -> float:
         """The bound at beta = 1, in nats per datum; of such batches, `often` in the training."""
         self.handler.beta = 1.0
-        with validation(False), products(self.precision):
+        with validation(False), products(self.precision), self._rows(batch):
             return -self.pyro_loss.loss(self.model, self.guide, *batch)
+
+    def _rows(self, batch: tuple[Tensor, ...]) -> AbstractContextManager:
+        """A plate that declares the full size stands for the rows at hand, not for drawn ones."""
+        if self.pair.subsampling != "prescaled":
+            return nullcontext()
+        return GivenSubsample(self.pair.plate, torch.arange(len(batch[0]), device=self.device))  # type: ignore[arg-type]
 
     def evaluate_rows(self, arguments: tuple[Tensor, ...], start: int) -> float:
         """The same, of as many data from `start` on as the pair's own plate takes.

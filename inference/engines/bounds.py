@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import pyro
 import torch
 from torch import Tensor
 
+from inference.capture import capture
 from inference.compiling import compile_graph
 from inference.isolation import own_randomness, validation
 from inference.log_weights import record_of
 from inference.objectives.elbo import ELBO
+from inference.optimizer import by_name
 from inference.pair import Pair
 from inference.precision import products
-from inference.tracing import capture, check_gradients
+from inference.tracing import check_gradients, check_particles, hold_against_eager, site_values
 
 # Compiling takes 5 to 20 seconds and saves some milliseconds a tile.
 REPAID_AFTER = 500
@@ -36,21 +37,33 @@ class RecordedBound:
         vectorize: bool,
         precision: str,
     ):
-        self.doubtful = False  # user code has run since it was last compared with the handlers
-        self.parameters = list(pyro.get_param_store()._params.values())
+        check_particles(objective, vectorize=vectorize)
+        self.doubtful = True  # not compared with the handlers since user code ran
+        self.parameters = by_name()
+        self._complaints: list[str] = []
 
-        def loss(*data: Tensor) -> Tensor:
+        def loss(*data: Tensor) -> tuple[Tensor, Tensor]:
             with validation(False), products(precision):
                 record = record_of(pair, data, objective.num_particles, vectorize=vectorize)
             check_gradients(record, pair)  # an eager bound would not be of this record
-            return objective.loss(record, 1.0, num_data)
+            values = site_values(record)
+            self._complaints[:] = values
+            scores = torch.stack([v.detach().double() for v in values.values()])
+            return objective.loss(record, 1.0, num_data).detach(), scores
 
+        self._eager = loss
         with own_randomness(), torch.no_grad():
-            graph = capture(lambda *data: (loss(*data),), batch, self.parameters)
-            examples = [t.detach().clone() for t in (*self.parameters, *batch)]
-            self._run: Callable = compile_graph(graph, examples)
+            self._graph = capture(loss, batch, list(self.parameters.values()))
+            examples = [t.detach().clone() for t in (*self.parameters.values(), *batch)]
+            self._run: Callable = compile_graph(self._graph, examples)
 
     @torch.no_grad()
     def __call__(self, batch: Sequence[Tensor]) -> float:
-        (loss,) = self._run(*self.parameters, *batch)
+        loss, _ = self._run(*self.parameters.values(), *batch)
         return -float(loss)
+
+    def check(self, batch: Sequence[Tensor]) -> None:
+        """Is it still what the handlers compute? Raises: `Untraceable` if not."""
+        hold_against_eager(
+            self._eager, self._graph, self.parameters, tuple(batch), self._complaints
+        )

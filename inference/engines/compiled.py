@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from inference.engines.eager import Eager
 from inference.engines.recording import Board, Recorded, record_step
 from inference.errors import CompilationError, NonFiniteError, Untraceable
 from inference.isolation import own_randomness
-from inference.tracing import Traced, trace_loss
+from inference.tracing import Traced, first_bad, shapes_of, trace_loss
 
 # A shape that comes once an epoch is compiled where an epoch is this short; elsewhere its graph is
 # run operation by operation, which costs about as much as an eager step.
@@ -26,6 +27,7 @@ SHORT_EPOCH = 8
 
 # So many recordings in one training; what is new after them is run eagerly. Batches of ever new
 # shapes, or a number of the model's that a callback changes each epoch, would be compiled forever.
+# A resumed training counts from 0 again: both ways of running a step give the same up to rounding.
 MOST_RECORDINGS = 8
 
 
@@ -61,6 +63,7 @@ class Compiled(Engine):
         self.steps_per_epoch = steps_per_epoch
         self.programs: dict[tuple, Program | None] = {}  # None: its steps are eager ones
         self.recordings = 0
+        self._said_enough = False
         self._bounds: dict[tuple, RecordedBound | None] = {}  # None: eager ones
         self._usual: int | None = None  # data in all batches but the last
         self.beta = torch.ones((), dtype=torch.float64, device=self.device)
@@ -119,24 +122,23 @@ class Compiled(Engine):
         """The bound of such batches, recorded where it is new; None where it cannot be."""
         key = self._key(batch, 0)
         found = self._bounds.get(key)
-        if found is not None and found.doubtful:
-            with own_randomness(0):
-                expected = super().evaluate(batch)
-            with own_randomness(0):
-                found.doubtful = abs(found(batch) - expected) > 1e-4 * (1 + abs(expected))
-            if found.doubtful:  # the others would be wrong, too
+        if found is not None:
+            try:
+                self._compare(found, batch)
+            except Untraceable:  # the others would be wrong, too
                 self._bounds.clear()
         if key not in self._bounds:
-            try:
-                self._bounds[key] = self._record_bound(batch)
-            except (Untraceable, CompilationError) as error:
-                self._bounds[key] = None
-                self.remark(f"bounds of {_shapes(batch)} are eager ones, since {error}")
+            self._bounds[key] = None
+            if self._may_record():
+                try:
+                    self._bounds[key] = self._record_bound(batch)
+                except (Untraceable, CompilationError) as error:
+                    self.remark(f"bounds of {_shapes(batch)} are eager ones, since {error}")
         return self._bounds[key]
 
     def _record_bound(self, batch: tuple[Tensor, ...]) -> RecordedBound:
-        self._count_recording()
-        return RecordedBound(
+        self.recordings += 1
+        bound = RecordedBound(
             self.pair,
             self.objective,
             self.num_data,
@@ -144,6 +146,21 @@ class Compiled(Engine):
             vectorize=self.vectorize,
             precision=self.precision,
         )
+        self._compare(bound, batch)
+        return bound
+
+    def _compare(self, bound: RecordedBound, batch: tuple[Tensor, ...]) -> None:
+        """Before it is trusted: site by site, and as machine code. Raises: `Untraceable`."""
+        if not bound.doubtful:
+            return
+        bound.check(batch)
+        with own_randomness(0):
+            expected = super().evaluate(batch)
+        with own_randomness(0):
+            found = bound(batch)
+        if not math.isclose(found, expected, rel_tol=1e-4, abs_tol=1e-4) and expected == expected:
+            raise Untraceable(f"compiled they are {found:.6g}, not {expected:.6g}")
+        bound.doubtful = False
 
     def _program(self, batch: tuple[Tensor, ...], size: int) -> Program | None:
         """The step for such batches, recorded where it is new; None where it cannot be."""
@@ -151,17 +168,18 @@ class Compiled(Engine):
         program = self.programs.get(key)
         if program is not None and program.doubtful:
             try:
-                program.traced.check(*batch)
+                program.traced.check_here(*batch)
                 program.doubtful = False
             except Untraceable:  # the others would be wrong, too
                 self._check(after=1)
                 self.programs.clear()
         if key not in self.programs:
-            try:
-                self.programs[key] = self._record(batch, size)
-            except (Untraceable, CompilationError) as error:
-                self.programs[key] = None
-                self.remark(f"steps on {_shapes(batch)} are eager ones, since {error}")
+            self.programs[key] = None
+            if self._may_record():
+                try:
+                    self.programs[key] = self._record(batch, size)
+                except (Untraceable, CompilationError) as error:
+                    self.remark(f"steps on {_shapes(batch)} are eager ones, since {error}")
         return self.programs[key]
 
     def _states(self, program: Program) -> list[Tensor] | None:
@@ -193,7 +211,7 @@ class Compiled(Engine):
 
     def _record(self, batch: tuple[Tensor, ...], size: int) -> Program:
         """Raises: `Untraceable`, `CompilationError`."""
-        self._count_recording()
+        self.recordings += 1
         with own_randomness():  # recording draws, too
             traced = trace_loss(
                 self.pair,
@@ -217,10 +235,15 @@ class Compiled(Engine):
                 run = compile_graph(recorded.graph, [i.clone() for i in inputs])
         return Program(recorded, run, board, list(traced.parameters.values()))
 
-    def _count_recording(self) -> None:
-        if self.recordings == MOST_RECORDINGS:
-            raise Untraceable(f"{MOST_RECORDINGS} recordings were made already")
-        self.recordings += 1
+    def _may_record(self) -> bool:
+        if self.recordings < MOST_RECORDINGS:
+            return True
+        if not self._said_enough:
+            self._said_enough = True
+            self.remark(
+                f"new shapes and modes are run eagerly from here: {MOST_RECORDINGS} were compiled"
+            )
+        return False
 
     def _accept(self, recorded: Recorded) -> None:
         """Raises: `Untraceable` where this engine cannot run such a step."""
@@ -242,25 +265,17 @@ def _culprit(program: Program) -> str:
     traced = program.traced
     loss, *values = program.board.culprits.tolist()
     complaints, norms = values[: len(traced.complaints)], values[len(traced.complaints) :]
-    if _finite(loss):
+    if math.isfinite(loss):
         # In the order of their names, as the optimizer has them.
         names, numbers = zip(*sorted(zip(traced.parameters, norms, strict=True)), strict=True)
-        bad = _first_bad(names, numbers)
+        bad = first_bad(names, numbers)
         what = f"the gradient of parameter '{bad}'" if bad else "the norm of all gradients"
         said = f"{what} is not finite"
     else:
         said = f"the loss is {loss}"
-    site = _first_bad(traced.complaints, complaints)
+    site = first_bad(traced.complaints, complaints)
     return said + (f"; {site}" if site else "")
 
 
-def _first_bad(names: Sequence[str], numbers: Sequence[float]) -> str | None:
-    return next((n for n, v in zip(names, numbers, strict=True) if not _finite(v)), None)
-
-
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")
-
-
 def _shapes(batch: Sequence[Tensor]) -> str:
-    return ", ".join(str(list(b.shape)) for b in batch)
+    return shapes_of([(b.shape, b.dtype) for b in batch])

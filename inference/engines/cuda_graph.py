@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from inference.engines.compiled import Compiled, Program
 from inference.engines.recording import Recorded
-from inference.errors import CompilationError, Untraceable
+from inference.errors import Untraceable
 from inference.isolation import random_state, set_random_state
 
 
@@ -40,6 +40,7 @@ class CudaGraph(Compiled):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._captured: dict[tuple[int, bool], _Captured] = {}
+        self._capturable = True
 
     def step_rows(
         self, arguments: tuple[Tensor, ...], rows: Tensor, beta: float, size: int
@@ -50,16 +51,21 @@ class CudaGraph(Compiled):
         if key not in self.programs or (program is not None and program.doubtful):
             program = self._program(tuple(a[rows].contiguous() for a in arguments), size)
         states = None if program is None else self._states(program)
-        if program is None or states is None:
+        captured = None
+        if program is not None and states is not None:
+            captured = self._capture(program, states, arguments, rows)
+        if captured is None:
             super().step_rows(arguments, rows, beta, size)
             return
         self._set(beta)
-        captured = self._capture(program, states, arguments, rows)
         captured.rows.copy_(rows)  # type: ignore[union-attr]
         captured.launch()
 
     def _run(self, program: Program, states: Sequence[Tensor], batch: tuple[Tensor, ...]) -> None:
         captured = self._capture(program, states, batch, None)
+        if captured is None:
+            super()._run(program, states, batch)
+            return
         for static, given in zip(captured.batch, batch, strict=True):
             static.copy_(given)
         captured.launch()
@@ -78,13 +84,17 @@ class CudaGraph(Compiled):
         states: Sequence[Tensor],
         source: tuple[Tensor, ...],
         rows: Tensor | None,
-    ) -> _Captured:
+    ) -> _Captured | None:
         """The captured step, made at its first use and whenever a tensor it refers to moved.
 
-        Raises: `CompilationError`.
+        None once capturing has failed: from there on steps are run as by `compiled`.
         """
+        if not self._capturable:
+            return None
         mutated = [*program.parameters, *states, *program.board.tensors()]
-        addresses = [t.data_ptr() for t in (*mutated, *(() if rows is None else source))]
+        held = closed_over(program.recorded.graph)
+        referred = (*mutated, *held, *(() if rows is None else source))
+        addresses = [t.data_ptr() for t in referred]
         key = (id(program), rows is not None)
         found = self._captured.get(key)
         if found is not None and found.addresses == addresses:
@@ -106,10 +116,11 @@ class CudaGraph(Compiled):
         try:
             launch = captured_run(run, self.device)
         except RuntimeError as error:
-            raise CompilationError(
-                f"the step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); use "
-                "engine='compiled'"
-            ) from error
+            self._capturable = False
+            self._captured.clear()
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.remark(f"steps are run as by 'compiled', since capturing one failed ({said})")
+            return None
         finally:
             with torch.no_grad():
                 for tensor, value in zip(mutated, kept, strict=True):
@@ -124,13 +135,23 @@ def captured_run(run: Callable[[], None], device: torch.device) -> Callable[[], 
     graph = torch.cuda.CUDAGraph()
     here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     aside.wait_stream(here)
-    with torch.cuda.stream(aside):
-        run()
-        run()
-    here.wait_stream(aside)
-    with torch.cuda.graph(graph, stream=aside):
-        run()
+    try:
+        with torch.cuda.stream(aside):
+            run()
+            run()
+        here.wait_stream(aside)
+        with torch.cuda.graph(graph, stream=aside):
+            run()
+    finally:  # what was changed aside is put back here, also after an error
+        here.wait_stream(aside)
     return graph.replay
+
+
+def closed_over(graph_module: fx.GraphModule) -> list[Tensor]:
+    """The tensors that a graph holds by reference."""
+    nodes = (node for node in graph_module.graph.nodes if node.op == "get_attr")
+    held = (getattr(graph_module, str(node.target)) for node in nodes)
+    return [tensor for tensor in held if isinstance(tensor, Tensor)]
 
 
 def off_device(graph_module: fx.GraphModule, device: torch.device) -> str | None:

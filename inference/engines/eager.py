@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
 
 from inference.engines.base import Engine
 from inference.errors import NonFiniteError
 from inference.isolation import random_state, set_random_state, validation
-from inference.pair import GivenSubsample, sample_sites
+from inference.log_weights import record_of
 from inference.precision import products
+from inference.tracing import first_bad, site_values
 
 
 class Eager(Engine):
@@ -70,27 +69,12 @@ class Eager(Engine):
         self._objective += size * objective
         self._norm += self.optimizer.grad_norm
 
-    def _rows(self, batch: tuple[Tensor, ...]) -> AbstractContextManager:
-        """A plate that declares the full size stands for the rows at hand, not for drawn ones."""
-        if self.pair.subsampling != "prescaled":
-            return nullcontext()
-        return GivenSubsample(self.pair.plate, torch.arange(len(batch[0]), device=self.device))  # type: ignore[arg-type]
-
     @torch.no_grad()
     def _culprit(self, batch: tuple[Tensor, ...]) -> str:
         """The first site whose value or density is not finite, with the same noise."""
-        with validation(False), products(self.precision), self._rows(batch):
-            guide_trace = poutine.trace(self.guide).get_trace(*batch)
-            replayed = poutine.replay(self.model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(*batch)
-            for part, trace in (("guide", guide_trace), ("model", model_trace)):
-                for name, site in sample_sites(trace).items():
-                    if not _finite(site["value"]):
-                        return f"; site '{name}' of the {part} drew a value that is not finite"
-                    if not _finite(site["fn"].log_prob(site["value"])):
-                        return f"; site '{name}' of the {part} has a log-density that is not finite"
-        return ""
-
-
-def _finite(value: Tensor) -> bool:
-    return bool(torch.isfinite(value).all())
+        particles = self.objective.num_particles
+        with validation(False), products(self.precision):
+            record = record_of(self.pair, batch, particles, vectorize=self.vectorize)
+        values = site_values(record)
+        site = first_bad(values, map(float, values.values()))
+        return f"; {site}" if site else ""

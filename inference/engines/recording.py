@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from inference.capture import capture
 from inference.errors import Untraceable
 from inference.optimizer import SingleOptimizer
-from inference.tracing import Traced, capture
+from inference.tracing import Traced
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.errors import PairError, RequestError
+from inference.errors import PairError
 from inference.evidence.weighing import ENGINES, Weighing
 from inference.kl import analytic_kl
 from inference.log_weights import LogWeights
 from inference.pair import Data
+from inference.requests import one_of
 from inference.tiles import tiled
 
 
@@ -58,8 +59,7 @@ def bound(
     go where the modules are.
     Raises: `PairError` as `log_marginal`, and for a model that observes nothing; `RequestError`.
     """
-    if engine not in ENGINES:
-        raise RequestError(f"engine: '{engine}' is unknown. Choices: {', '.join(ENGINES)}")
+    one_of("engine", engine, ENGINES)
     parts: list[list[Tensor]] = []  # of each tile, [K, n]: reconstruction, then each KL term
     with tiled(
         model, guide, data, num_samples, seed=seed, plate=plate, device=device, whole_rows=True

@@ -24,6 +24,7 @@ from inference.evidence.weighing import ENGINES, Weighing
 from inference.log_weights import LogWeights
 from inference.pair import Data
 from inference.progress import Progress, working
+from inference.requests import one_of
 from inference.tiles import Tile, Tiles, tiled
 
 MANY_ULP = 64  # how far log w may be off by rounding alone, in units of its terms' last place
@@ -79,8 +80,7 @@ def log_marginal(
         if estimator != "importance":
             raise RequestError(f"estimator: '{estimator}' is unknown. Choices: importance")
         estimator = Importance()
-    if engine not in ENGINES:
-        raise RequestError(f"engine: '{engine}' is unknown. Choices: {', '.join(ENGINES)}")
+    one_of("engine", engine, ENGINES)
     started = time.perf_counter()
     results: dict[str, Tensor] = {}
     worst = 0.0
