@@ -11,10 +11,10 @@ demo: $(VENV)/.installed
 	$(BIN)/pyro-vae train --out $$folder && $(BIN)/pyro-vae evaluate $$folder
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

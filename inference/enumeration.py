@@ -56,8 +56,15 @@ def check_marked(sites: Mapping[str, Any], plate: str | None) -> tuple[str, ...]
                 f"site '{name}' is marked for enumeration in plates {sorted(plates)}; sites are "
                 f"enumerated one value per datum, in plate '{plate}' alone"
             )
+    nesting = max((-f.dim for s in sites.values() for f in _frames(s)), default=0)
     for name, site in sites.items() if found else ():
         fn = site["fn"]
+        if any(size > 1 for size in fn.batch_shape[: max(0, len(fn.batch_shape) - nesting)]):
+            raise PairError(
+                f"site '{name}' has batch shape {tuple(fn.batch_shape)}, more than its plates: "
+                f"beside enumerated sites ('{found[0]}') the dimensions to their left are taken; "
+                "declare its own with .to_event() or a plate"
+            )
         if site["is_observed"] or name in found or getattr(fn, "has_rsample", False):
             continue
         raise PairError(
@@ -69,6 +76,24 @@ def check_marked(sites: Mapping[str, Any], plate: str | None) -> tuple[str, ...]
             )
         )
     return found
+
+
+def check_outside(name: str, site, plate: str | None) -> None:
+    """Refuse a site outside the plate whose numbers, one a value or datum, no plate declares."""
+    fn, dims = site["fn"], {f.dim for f in _frames(site)}
+    shape = torch.broadcast_shapes(
+        fn.batch_shape, site["value"].shape[: site["value"].dim() - fn.event_dim]
+    )
+    if any(size > 1 and d - len(shape) not in dims for d, size in enumerate(shape)):
+        raise PairError(
+            f"site '{name}' has batch shape {tuple(shape)} outside plate '{plate}': declare its "
+            "own dimensions with .to_event(), or move it into the plate if it depends on "
+            "enumerated values"
+        )
+
+
+def _frames(site):
+    return [f for f in site["cond_indep_stack"] if f.vectorized]
 
 
 def _innermost(fn) -> str:

@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
-from inference.enumeration import aligned, expectation, marginals, touches
+from inference.enumeration import aligned, check_outside, expectation, marginals, touches
 from inference.errors import PairError
 from inference.isolation import modes, modules_of, own_randomness, own_store, validation
 from inference.pair import (
@@ -199,44 +199,6 @@ class Scorer:
                         return False
         return True
 
-
-    def _same_enumerated(self, together: LogWeights, arguments, subset) -> bool:
-        """The same for pairs with enumerated sites: those of one draw are enumerated again."""
-        pair = self.pair
-        dim = -pair.max_plate_nesting - 1
-        drawn = {
-            name: value
-            for name, value in {**together.latents, **together.auxiliary}.items()
-            if name not in pair.enumerated and not is_point(together.guide_fn[name])
-        }
-        for k in range(3):
-            values = {
-                name: value.select(dim - together.guide_fn[name].event_dim, k)
-                for name, value in drawn.items()
-            }
-            given = replace(pair, guide=_Drawn(values)(pair.guide))
-            alone = record_of(given, arguments, 1, subset, vectorize=False)
-            for ours, theirs in ((together.log_p, alone.log_p), (together.log_q, alone.log_q)):
-                for name, score in ours.items():
-                    # A marginal without other latents is the same for all draws.
-                    score = score.expand(3, *score.shape[1:])
-                    if not torch.allclose(theirs[name][0], score[k], rtol=1e-3, atol=1e-3):
-                        return False
-        return True
-
-
-class _Drawn(Messenger):
-    """Let sites take these values as their draws."""
-
-    def __init__(self, values: dict[str, Tensor]):
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-
     def _same_enumerated(self, together: LogWeights, arguments, subset) -> bool:
         """The same for pairs with enumerated sites: those of one draw are enumerated again."""
         pair = self.pair
@@ -366,11 +328,7 @@ def _without_enumerated(
     def outside(scores: dict[str, Tensor], sites) -> dict[str, Tensor]:
         found = {n: s for n, s in scores.items() if frame_of(sites[n], pair.plate) is None}
         for name, score in found.items():
-            if score.numel() > math.prod(score.shape[score.dim() - particles :]):
-                raise PairError(
-                    f"site '{name}' stands outside plate '{pair.plate}', but depends on values "
-                    f"that are enumerated per datum ('{pair.enumerated[0]}'); move it inside"
-                )
+            check_outside(name, sites[name], pair.plate)
             found[name] = score.reshape(score.shape[score.dim() - particles :])
         return found
 

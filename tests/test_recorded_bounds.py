@@ -1,5 +1,6 @@
 """Validation bounds of the compiled engine."""
 
+import pyro
 import pytest
 import torch
 from torch import nn
@@ -7,7 +8,21 @@ from torch import nn
 import inference
 from inference import tiles
 from inference.engines import compiled
-from tests.small_pairs import Tutorial, fit, patterns
+from tests.small_pairs import (
+    Tutorial,
+    fit,
+    line_data,
+    line_guide,
+    line_model,
+    patterns,
+    prescaled,
+)
+
+
+@pytest.fixture(autouse=True)
+def params():
+    with pyro.get_param_store().scope():
+        yield
 
 
 @pytest.fixture
@@ -94,6 +109,62 @@ def test_what_a_callback_changes_is_noticed(interpreted, monkeypatch):
 
         _, results[engine] = train(engine, vae, epochs=4, callback=callback)
     assert bounds(results["compiled"]) == pytest.approx(bounds(results["eager"]), rel=1e-5)
+
+
+def test_a_plate_of_the_full_size_draws_no_rows(interpreted, monkeypatch):
+    """Eager and recorded bounds are of the rows at hand, under the same noise."""
+    monkeypatch.setattr(compiled, "BOUNDS_REPAID_AFTER", 1)
+    found = {}
+    for engine in ("eager", "compiled"):
+        pyro.clear_param_store()
+        data = line_data()
+        held_out = tuple(a[:10] for a in data)
+        result = fit(
+            *prescaled(40), data, validation=held_out, engine=engine, batch_size=10, epochs=3,
+            callback=lambda row: None,
+        )  # fmt: skip
+        found[engine] = bounds(result)
+        assert result.engine_reason == "as asked"
+    assert found["compiled"] == pytest.approx(found["eager"], rel=1e-5)
+
+
+def test_a_bound_is_trusted_only_after_a_comparison(interpreted, monkeypatch):
+    """Machine code that is wrong: eager bounds, and a sentence."""
+    monkeypatch.setattr(compiled, "BOUNDS_REPAID_AFTER", 1)
+    monkeypatch.setattr(
+        "inference.engines.bounds.compile_graph",
+        lambda graph, inputs: lambda *given: [1.01 * value for value in graph(*given)],
+    )
+    _, eager = train("eager")
+    with pytest.warns(inference.EngineWarning, match="bounds of .* eager ones, since compiled"):
+        _, found = train("compiled")
+    assert bounds(found) == pytest.approx(bounds(eager), rel=1e-5)
+
+
+def test_a_small_term_that_a_callback_changes_is_noticed(interpreted, monkeypatch):
+    """A factor outside the plate weighs 1/N: it is compared by itself."""
+    monkeypatch.setattr(compiled, "BOUNDS_REPAID_AFTER", 1)
+    made, held = [], {}
+    real = compiled.RecordedBound
+    monkeypatch.setattr(
+        compiled, "RecordedBound", lambda *a, **k: (made.append(1), real(*a, **k))[1]
+    )
+
+    def model(x, y):
+        line_model(x, y)
+        pyro.factor("ridge", -held["lam"] * torch.ones(()))
+
+    def change(row):
+        held["lam"] = 1.0 + 0.1 * row["epoch"]
+
+    held["lam"] = 1.0
+    pyro.clear_param_store()
+    x, y = line_data(2000)
+    data = x.repeat(30), y.repeat(30)
+    few = x[:10], y[:10]
+    fit(model, line_guide, data, validation=few, engine="compiled", batch_size=60_000,
+        callback=change)  # fmt: skip
+    assert len(made) == 3
 
 
 def test_machine_code(monkeypatch):

@@ -285,7 +285,7 @@ def test_beta_is_an_input(monkeypatch, params):
     """One recording serves a warm-up: the loss is linear in beta, and its slope is the KL term."""
     x, y = line_data()
     traced = trace(line_model, line_guide, x, y)
-    monkeypatch.setattr(inference.tracing, "make_fx", None)  # nothing is recorded again
+    monkeypatch.setattr(inference.capture, "make_fx", None)  # nothing is recorded again
     losses = []
     for beta in (0.0, 0.5, torch.tensor(1.0)):
         torch.manual_seed(0)
@@ -368,7 +368,7 @@ def test_a_traced_pair_is_checked_against_the_handlers_on_demand(params):
     traced.check(*data)
     assert traced(traced.parameters, *data).item() != before
     held["temperature"] = 2.0
-    with pytest.raises(Untraceable, match="its traced loss is not the eager one"):
+    with pytest.raises(Untraceable, match="its traced log-density of site 'z' of the model is not"):
         traced.check(*data)
     held["temperature"] = 1.0
     traced.check(*data)
@@ -601,6 +601,117 @@ def test_what_changes_beside_tensors_is_found_by_its_effect(way):
 def test_score_functions_name_the_site(message, params):
     with pytest.raises(Untraceable, match=message):
         trace(*BY_SITE[message](), line_data()[0])
+
+
+@pytest.mark.parametrize("way", ["out", "foreach"])
+def test_writing_through_out_or_a_list_is_found(way, params):
+    held = torch.zeros(40)
+
+    def model(x, y):
+        slope = pyro.param("slope", torch.tensor(0.0))
+        if way == "out":
+            torch.add(held, 0.01, out=held)
+        else:
+            torch._foreach_add_([held], 0.01)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(slope * x + z + held[: len(x)], 1.0), obs=y)
+
+    with pytest.raises(Untraceable, match=r"changes a tensor of shape \(40,\) in place"):
+        trace(model, line_guide, *line_data())
+
+
+@pytest.mark.parametrize("has_rsample", [True, False, None])
+def test_a_factor_of_the_guide_must_say_that_it_is_reparametrized(has_rsample, params):
+    """Pyro takes it for a score function otherwise: the gradients differ."""
+
+    def guide(x, y):
+        gain = pyro.param("gain", torch.tensor(0.3))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(gain * y, 1.0))
+            pyro.factor("f", 0.1 * z, has_rsample=has_rsample)
+
+    data = line_data()
+    if has_rsample:
+        agree(look(line_model, guide, data), data, 1, vectorize=False)
+        return
+    with pytest.raises(Untraceable, match=r"factor 'f' of the guide .*: say has_rsample=True"):
+        trace(line_model, guide, *data)
+
+
+def test_many_particles_that_cannot_be_run_at_once_are_refused():
+    vae, x = tutorial(), patterns()
+    pair = look(vae.model, vae.guide, (x,))
+    with pytest.raises(Untraceable, match=r"9 particles .*take \[particles, batch, ...\]"):
+        trace_loss(pair, ELBO(num_particles=9), (x,), 64, vectorize=False)
+    trace_loss(pair, ELBO(num_particles=9), (x,), 64, vectorize=True)
+
+
+def test_several_particles_of_a_pair_that_runs_whole(params):
+    """One that cannot take a dimension of particles is traced one by one, as `fit` trains it."""
+
+    def model(x):
+        loc = pyro.param("loc", torch.tensor(0.1))
+        with pyro.plate("data", 40):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.view(40) + loc, 1.0), obs=x)
+
+    def guide(x):
+        lean = pyro.param("lean", torch.tensor(0.1))
+        with pyro.plate("data", 40):
+            pyro.sample("z", dist.Normal(lean * x, 1.0))
+
+    x = line_data()[0]
+    traced = trace(model, guide, x, objective=ELBO(num_particles=3))
+    assert traced.parameters.keys() == {"loc", "lean"}
+
+
+def test_a_frozen_pair_beside_anothers_parameter(params):
+    params["other"] = torch.tensor(1.0)
+    vae = tutorial()
+    vae.requires_grad_(False)
+    vae.eval()  # Pyro warns of frozen weights in train mode
+    with pytest.raises(Untraceable, match="no parameter that requires a gradient"):
+        trace(vae.model, vae.guide, patterns())
+
+
+def test_a_weight_of_two_names_is_one_parameter():
+    vae, x = tutorial(), patterns()
+
+    def model(x):
+        pyro.module("again", vae.decoder)
+        vae.model(x)
+
+    traced = trace(model, vae.guide, x)
+    assert len({id(p) for p in traced.parameters.values()}) == len(traced.parameters) == 8
+    assert {name.partition("$")[0] for name in traced.parameters} == {"again", "encoder"}
+
+
+def test_a_small_term_outside_the_plate_is_compared_by_itself(params):
+    """It weighs 1/N in the loss; the sentence names its site."""
+    held = {"lam": 1.0}
+
+    def model(x, y):
+        line_model(x, y)
+        pyro.factor("ridge", -held["lam"] * (1 + pyro.param("slope") ** 2))
+
+    data = line_data()
+    traced = trace(model, line_guide, *data, num_data=10**9)
+    traced.check(*data)
+    held["lam"] = 1.01
+    with pytest.raises(Untraceable, match="traced log-density of site 'ridge' of the model is not"):
+        traced.check(*data)
+
+
+def test_checking_leaves_frozen_weights_frozen(params):
+    model, guide = PAIRS["pyro modules"]()[0]
+    data = line_data()
+    traced = trace(model, guide, *data)
+    guide.linear.requires_grad_(False)
+    with contextlib.suppress(Untraceable):
+        traced.check(*data)
+    assert not guide.linear.weight.requires_grad
+    assert guide.scale_unconstrained.requires_grad
 
 
 def test_what_can_be_traced_is():

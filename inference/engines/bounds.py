@@ -43,13 +43,13 @@ class RecordedBound:
         self._complaints: list[str] = []
 
         def loss(*data: Tensor) -> tuple[Tensor, Tensor]:
-            with validation(False), products(precision):
+            with validation(False), products(precision), torch.no_grad():
                 record = record_of(pair, data, objective.num_particles, vectorize=vectorize)
             check_gradients(record, pair)  # an eager bound would not be of this record
             values = site_values(record)
             self._complaints[:] = values
-            scores = torch.stack([v.detach().double() for v in values.values()])
-            return objective.loss(record, 1.0, num_data).detach(), scores
+            scores = torch.stack([v.double() for v in values.values()])
+            return objective.loss(record, 1.0, num_data), scores
 
         self._eager = loss
         with own_randomness(), torch.no_grad():

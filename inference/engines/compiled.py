@@ -158,7 +158,9 @@ class Compiled(Engine):
             expected = super().evaluate(batch)
         with own_randomness(0):
             found = bound(batch)
-        if not math.isclose(found, expected, rel_tol=1e-4, abs_tol=1e-4) and expected == expected:
+        if math.isnan(expected):
+            return
+        if not math.isclose(found, expected, rel_tol=1e-4, abs_tol=1e-4):
             raise Untraceable(f"compiled they are {found:.6g}, not {expected:.6g}")
         bound.doubtful = False
 

@@ -92,8 +92,7 @@ class CudaGraph(Compiled):
         if not self._capturable:
             return None
         mutated = [*program.parameters, *states, *program.board.tensors()]
-        held = closed_over(program.recorded.graph)
-        referred = (*mutated, *held, *(() if rows is None else source))
+        referred = (*mutated, *program.recorded.held, *(() if rows is None else source))
         addresses = [t.data_ptr() for t in referred]
         key = (id(program), rows is not None)
         found = self._captured.get(key)
@@ -145,13 +144,6 @@ def captured_run(run: Callable[[], None], device: torch.device) -> Callable[[], 
     finally:  # what was changed aside is put back here, also after an error
         here.wait_stream(aside)
     return graph.replay
-
-
-def closed_over(graph_module: fx.GraphModule) -> list[Tensor]:
-    """The tensors that a graph holds by reference."""
-    nodes = (node for node in graph_module.graph.nodes if node.op == "get_attr")
-    held = (getattr(graph_module, str(node.target)) for node in nodes)
-    return [tensor for tensor in held if isinstance(tensor, Tensor)]
 
 
 def off_device(graph_module: fx.GraphModule, device: torch.device) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +29,13 @@ class Recorded:
     graph: fx.GraphModule
     traced: Traced
     state_keys: tuple[tuple[str, ...], ...]
+
+    @cached_property
+    def held(self) -> list[Tensor]:
+        """The tensors that the graph refers to where they are."""
+        nodes = (node for node in self.graph.graph.nodes if node.op == "get_attr")
+        found = (getattr(self.graph, str(node.target)) for node in nodes)
+        return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
     def states(self, states: Sequence[dict[str, Any]]) -> list[Tensor]:
         return [

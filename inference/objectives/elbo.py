@@ -18,7 +18,7 @@ class ELBO(BaseModel):
     `num_particles` single-sample bounds are averaged. During warm-up (`warmup_epochs` or
     `warmup_steps`) beta grows linearly to 1 (arXiv:1602.02282). The optimum is log p(x), reached
     where q(z|x) = p(z|x). Gradients are Pyro's `Trace_ELBO` (reparametrized where possible, score
-    function elsewhere).
+    function elsewhere, by the eager engine alone).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
