@@ -16,6 +16,7 @@ from inference.checkpoint import Checkpoint, Snapshot, random_from, random_tenso
 from inference.engines.base import Engine
 from inference.engines.choice import choose
 from inference.engines.compiled import Compiled
+from inference.engines.enumerated import check_warmup
 from inference.errors import (
     CheckpointError,
     InferenceError,
@@ -375,6 +376,8 @@ def init(
     with _told_of("train", arguments):
         pair = examine(model, guide, arguments, plate, transform)
     num_data = len(arguments[0])
+    if pair.enumerated:
+        check_warmup(pair, objective, head(arguments, transform, num_data if pair.whole else 4))
     if pair.subsampling == "own":
         batch_size = pair.subsample_size
     elif batch_size > num_data:
