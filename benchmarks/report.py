@@ -73,10 +73,13 @@ def how(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {told}" for name, told in result["versions"].items())
     load = [now[0] for section in sections.values() for now in section["load"]]
     rows = [row for section in sections.values() for row in section["rows"]]
+    broken_off = not {"evidence", "memory"} <= sections.keys()  # they come last but for the costs
     others = [row["others"] for row in rows if row.get("others") is not None]
     said = [
         "**Quick settings, not to be quoted.**" if settings["quick"] else "",
-        f"`make benchmark` on {result['started'][:10]}: {machine['cpu']}, {machine['cores']} "
+        f"`python -m benchmarks.speed` on {result['started'][:10]}"
+        + (", broken off: the sections shown are all that was measured" if broken_off else "")
+        + f": {machine['cpu']}, {machine['cores']} "
         f"cores, {settings['threads']} thread{'s' * (settings['threads'] > 1)} a row;"
         + (f" {machine['cuda']};" if machine["cuda"] else ""),
         f"{versions}; commit {(result['commit'] or 'unknown')[:10]}"

@@ -22,7 +22,7 @@ from inference.optimizer import SingleOptimizer
 from inference.pair import Data, as_arguments
 from inference.precision import cast, check_precision, in_dtype, switches
 from inference.progress import Progress, say, working
-from inference.requests import member, positive, usable_device, whole_number
+from inference.requests import member, one_of, positive, usable_device, whole_number
 from inference.schedules import SCHEDULES, Constant, Schedule
 from inference.training import State, Training, init
 
@@ -296,10 +296,7 @@ def _check_request(request: dict[str, Any]) -> None:
             f"patience: early stopping after {request['patience']} epochs needs validation data; "
             "give validation=..., or patience=None"
         )
-    if request["engine"] not in ENGINES:
-        raise RequestError(
-            f"engine: '{request['engine']}' is unknown. Choices: {', '.join(ENGINES)}"
-        )
+    one_of("engine", request["engine"], ENGINES)
     folder = request["checkpoint"]
     if request["resume"]:
         if folder is None:

@@ -24,7 +24,6 @@ from inference.tracing import Traced, first_bad, shapes_of, trace_loss
 # run operation by operation, which costs about as much as an eager step.
 SHORT_EPOCH = 8
 
-
 # So many recordings in one training; what is new after them is run eagerly. Batches of ever new
 # shapes, or a number of the model's that a callback changes each epoch, would be compiled forever.
 # A resumed training counts from 0 again: both ways of running a step give the same up to rounding.
