@@ -23,15 +23,15 @@ def sections(settings: Settings, probe: Probe) -> list[Section]:
 
 def task_of(settings: Settings, *, model: str, batch: int, slow: bool = False) -> dict[str, Any]:
     """What every training row is told."""
-    size = settings.pick(100 if slow else 200, 5 if slow else 10)
+    size = settings.pick(50 if slow else 200, 5 if slow else 10)
     return {
         "work": "training",
         "model": model,
         "batch": batch,
         "components": COMPONENTS if model == "vamp" else 0,
         "num_data": settings.pick(NUM_DATA, 5_120),
-        "warmup": settings.pick(200 if slow else STEADY, size),
-        "trial": settings.pick(50, 3),
+        "warmup": settings.pick(100 if slow else 200, size),
+        "trial": settings.pick(25 if slow else 50, 3),
         "n": size,
         "search": not settings.quick,
         "device": "cpu",
@@ -96,9 +96,9 @@ def mlp(batch: int, settings: Settings, probe: Probe) -> Section:
         title=f"Training step, 784-200-200-50 tanh network, batch {batch}",
         unit="step",
         rows=tuple(rows),
-        rounds=settings.pick(5 if batch > 500 else 9, 2),
+        rounds=settings.pick(5 if batch > 500 else 7, 2),
         references=("products", "svi"),
-        seconds=settings.pick(150.0, 10.0),
+        seconds=settings.pick(120.0, 10.0),
     )
 
 
