@@ -31,14 +31,13 @@ class Taken:
     def times(self) -> list[float]:
         """Seconds a unit, slice by slice.
 
-        What a slice pays before its first piece (`fixed`), the whole work pays once.
+        What was done before the first slice (`once`), the whole work pays once.
         """
         row, found = self.row, []
         for reply in self.replies:
-            fixed = reply.get("fixed", 0.0)
-            time = (reply["seconds"] - fixed) / (reply["pieces"] * row.units)
+            time = reply["seconds"] / (reply["pieces"] * row.units)
             if row.whole is not None:
-                time += reply.get("once", fixed) / (row.whole * row.units)
+                time += reply.get("once", 0.0) / (row.whole * row.units)
             found.append(time)
         return found
 
@@ -190,7 +189,7 @@ def _records(taken: list[Taken], section: Section) -> list[dict[str, Any]]:
         }
         if row.whole is not None:
             record["whole"] = row.whole
-            record["once_seconds"] = round(last.get("once", last.get("fixed", 0.0)), 3)
+            record["once_seconds"] = round(last.get("once", 0.0), 3)
             record["whole_seconds"] = record["median"] * row.whole * row.units
             record["extrapolated"] = last["pieces"] != row.whole
     return records

@@ -19,9 +19,10 @@ from inference.evidence.importance import Importance, log_marginal
 from inference.evidence.smoothing import pareto_khat
 from inference.fit import FitResult, fit
 from inference.kl import analytic_kl
-from inference.log_weights import LogWeights, log_weights
+from inference.log_weights import log_weights
 from inference.objectives.elbo import ELBO, OBJECTIVES
 from inference.optimizer import SingleOptimizer
+from inference.record import LogWeights
 from inference.schedules import SCHEDULES, Constant, Cosine, Exponential, Step
 from inference.tracing import Traced, trace
 

@@ -8,98 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 import torch
+from pyro.distributions import MaskedDistribution
 from torch import Tensor
 
 from inference.errors import PairError
+from inference.marks import check_outside
+from inference.pair import Pair, frame_of, sample_sites
+from inference.record import LogWeights, own_scale, score_of, subsampling_of
 
 Scores = dict[str, Tensor]
 Factor = tuple[tuple[str, ...], Tensor]  # the sites that it is made of, and their log-density
-
-
-def is_marked(site) -> bool:
-    return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
-
-
-def check_marked(sites: Mapping[str, Any], plate: str | None) -> tuple[str, ...]:
-    """The names of sites to enumerate.
-
-    `sites`: those of the model, and in their places those of the guide.
-    Raises: `PairError` where that is not possible, or where a site beside them has no gradient.
-    """
-    found = tuple(name for name, site in sites.items() if is_marked(site))
-    for name in found:
-        fn, infer = sites[name]["fn"], sites[name]["infer"]
-        if infer.get("num_samples") is not None:
-            raise PairError(
-                f"site '{name}' is marked for enumeration with num_samples="
-                f"{infer['num_samples']}, but draws are no support to sum over; drop num_samples"
-            )
-        if "_markov_scope" in infer:
-            raise PairError(
-                f"site '{name}' is marked for enumeration within pyro.markov, whose steps share "
-                "dimensions; loop with a plain 'for' over a few steps, or train with Pyro's "
-                "TraceEnum_ELBO"
-            )
-        if not fn.has_enumerate_support:
-            raise PairError(
-                f"site '{name}' is marked for enumeration, but {type(fn).__name__} has no finite "
-                "support; sample it in the guide"
-            )
-        plates = {f.name for f in sites[name]["cond_indep_stack"]}
-        if plate is None or plates != {plate}:
-            raise PairError(
-                f"site '{name}' is marked for enumeration in plates {sorted(plates)}; sites are "
-                f"enumerated one value per datum, in plate '{plate}' alone"
-            )
-    nesting = max((-f.dim for s in sites.values() for f in _frames(s)), default=0)
-    for name, site in sites.items() if found else ():
-        fn = site["fn"]
-        if any(size > 1 for size in fn.batch_shape[: max(0, len(fn.batch_shape) - nesting)]):
-            raise PairError(
-                f"site '{name}' has batch shape {tuple(fn.batch_shape)}, more than its plates: "
-                f"beside enumerated sites ('{found[0]}') the dimensions to their left are taken; "
-                "declare its own with .to_event() or a plate"
-            )
-        if site["is_observed"] or name in found or getattr(fn, "has_rsample", False):
-            continue
-        raise PairError(
-            f"site '{name}' draws from {_innermost(fn)} without a reparametrized sample; "
-            + (
-                "mark it for enumeration, too (infer={'enumerate': 'parallel'})"
-                if getattr(fn, "has_enumerate_support", False)
-                else f"beside enumerated sites ('{found[0]}') draw from one that has it"
-            )
-        )
-    return found
-
-
-def check_outside(name: str, site, plate: str | None) -> None:
-    """Refuse a site outside the plate whose numbers, one a value or datum, no plate declares."""
-    fn, dims = site["fn"], {f.dim for f in _frames(site)}
-    shape = torch.broadcast_shapes(
-        fn.batch_shape, site["value"].shape[: site["value"].dim() - fn.event_dim]
-    )
-    if any(size > 1 and d - len(shape) not in dims for d, size in enumerate(shape)):
-        raise PairError(
-            f"site '{name}' has batch shape {tuple(shape)} outside plate '{plate}': declare its "
-            "own dimensions with .to_event(), or move it into the plate if it depends on "
-            "enumerated values"
-        )
-
-
-def _frames(site):
-    return [f for f in site["cond_indep_stack"] if f.vectorized]
-
-
-def _innermost(fn) -> str:
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__
 
 
 def aligned(score: Tensor, kept: int, count: int) -> Tensor:
@@ -230,3 +152,94 @@ def expectation(log_weights: Scores, dims: Mapping[str, int]) -> Callable[[Tenso
         return (weight * safe).sum(wanted, keepdim=True)
 
     return mean
+
+
+def without_enumerated(
+    record: LogWeights, model_trace, guide_trace, pair: Pair, particles: bool
+) -> LogWeights:
+    """The record with enumerated sites summed out; their latents are all values at once.
+
+    Raises: `PairError` where scales differ within one sum, or a site outside the plate depends on
+        values of the data.
+    """
+    first = -1 - pair.max_plate_nesting - particles
+    in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
+
+    def places(sites) -> dict[str, int]:
+        return {
+            name: first - site["infer"]["_enumerate_dim"]
+            for name, site in sites.items()
+            if "_enumerate_dim" in site["infer"]
+        }
+
+    of_guide = places(in_guide)
+    of_model = {n: p for n, p in places(in_model).items() if n not in of_guide}
+    count = 1 + max((*of_guide.values(), *of_model.values()))
+    guide_dims = {n: count - 1 - p for n, p in of_guide.items()}
+    model_dims = {n: count - 1 - p for n, p in of_model.items()}
+
+    def inside(scores: dict[str, Tensor], sites) -> dict[str, Tensor]:
+        return {
+            name: aligned(score, particles + 1, count)
+            for name, score in scores.items()
+            if frame_of(sites[name], pair.plate) is not None
+        }
+
+    def outside(scores: dict[str, Tensor], sites) -> dict[str, Tensor]:
+        found = {n: s for n, s in scores.items() if frame_of(sites[n], pair.plate) is None}
+        for name, score in found.items():
+            check_outside(name, sites[name], pair.plate)
+            found[name] = score.reshape(score.shape[score.dim() - particles :])
+        return found
+
+    def bare(site, *, masked: bool) -> Tensor:
+        plain = {**site, "scale": subsampling_of(site, pair)}
+        if not masked:
+            plain["mask"] = None
+        latent = site["name"] in record.latents
+        score, _ = score_of(plain, pair, particles=particles, latent=latent)
+        return aligned(score, particles + 1, count)
+
+    log_p, log_q = inside(record.log_p, in_model), inside(record.log_q, in_guide)
+    entangled: tuple[tuple[str, str], ...] = ()
+    observed = record.observed
+    if model_dims:
+        summed, scales = {}, {}
+        for name, term in log_p.items():
+            if name in model_dims or touches(term, model_dims.values()):
+                site = in_model[name]
+                scales[name] = own_scale(site, pair)
+                # As in Pyro, a mask takes the terms of a site's children out, and not the
+                # probabilities of its values, which are then summed to 1.
+                masked = name not in model_dims
+                as_is = isinstance(scales[name], float | int) and scales[name] == 1
+                as_is = as_is and (masked or site["mask"] is None)
+                summed[name] = term if as_is else bare(site, masked=masked)
+        found = marginals(summed, scales, model_dims, record.observed)
+        log_p = {n: t for n, t in log_p.items() if n not in summed} | found.log_p
+        observed = tuple(n for n in observed if n in log_p or n not in summed)
+        entangled = found.entangled
+    if guide_dims:
+        weights = {n: bare(_without_own_mask(in_guide[n]), masked=False) for n in guide_dims}
+        mean = expectation(weights, guide_dims)
+        log_p = {n: mean(t) for n, t in log_p.items()}
+        log_q = {n: mean(t) for n, t in log_q.items()}
+
+    def restore(scores: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {n: s.reshape(s.shape[count:]) for n, s in scores.items()}
+
+    return replace(
+        record,
+        log_p=outside(record.log_p, in_model) | restore(log_p),
+        log_q=outside(record.log_q, in_guide) | restore(log_q),
+        observed=observed,
+        entangled=entangled,
+    )
+
+
+def _without_own_mask(site):
+    """The site, its distribution without a mask (`.mask(...)`): the values' probabilities."""
+    fn = site["fn"]
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return {**site, "fn": fn}

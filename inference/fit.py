@@ -16,6 +16,7 @@ from inference.checkpoint import FILE, digest, has_checkpoint, load_checkpoint, 
 from inference.engines.choice import ENGINES
 from inference.errors import CheckpointError, EngineWarning, NonFiniteError, RequestError
 from inference.isolation import modes, modules_of, own_randomness, own_store, seed_all
+from inference.layout import init
 from inference.memory import keep_freed_memory
 from inference.objectives.elbo import ELBO, OBJECTIVES
 from inference.optimizer import SingleOptimizer
@@ -23,8 +24,9 @@ from inference.pair import Data, as_arguments
 from inference.precision import cast, check_precision, in_dtype, switches
 from inference.progress import Progress, say, working
 from inference.requests import member, one_of, positive, usable_device, whole_number
+from inference.resuming import checkpoint_of, put, restore
 from inference.schedules import SCHEDULES, Constant, Schedule
-from inference.training import State, Training, init
+from inference.training import State, Training
 
 
 @dataclass(frozen=True, repr=False)
@@ -189,7 +191,7 @@ def fit(
         state = State()
         seed_all(seed)
         if resume:
-            state = training.restore(load_checkpoint(checkpoint), settings)  # type: ignore[arg-type]
+            state = restore(training, load_checkpoint(checkpoint), settings)  # type: ignore[arg-type]
         keep_params()
         return _run(training, state, settings, checkpoint, checkpoint_seconds, callback, progress)
 
@@ -210,7 +212,7 @@ def _run(
     def save() -> None:
         nonlocal saved
         if checkpoint is not None:
-            save_checkpoint(checkpoint, training.checkpoint(state, settings))
+            save_checkpoint(checkpoint, checkpoint_of(training, state, settings))
             saved = time.perf_counter()
 
     if not state.step:
@@ -250,7 +252,7 @@ def _run(
     stopped_early = state.finished
     best_epoch = state.stopping.best_epoch or None
     if state.best is not None and training.patience is not None:
-        training.put(state.best)
+        put(training, state.best)
     run = f"{state.epoch} epochs, {state.step} steps, {state.seconds:.0f} s"
     message = f"all {run}"
     if stopped_early:

@@ -18,9 +18,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from inference.enumeration import check_marked, is_marked
 from inference.errors import NonFiniteError, PairError, RequestError
 from inference.isolation import own_randomness, own_store, validation
+from inference.marks import check_marked, is_marked
 from inference.supports import check_support, is_point, narrow_sites
 
 Data = Tensor | tuple[Tensor, ...]

@@ -18,10 +18,12 @@ from inference.isolation import (
     own_store,
     seed_all,
 )
-from inference.log_weights import LogWeights, Scorer, evidence_pair
+from inference.log_weights import evidence_pair
 from inference.memory import keep_freed_memory
 from inference.pair import Data, Pair, as_arguments, examine
+from inference.particles import Scorer
 from inference.precision import arithmetic, cast, check_precision, in_dtype, products, switches
+from inference.record import LogWeights
 from inference.requests import device_of, usable_device, whole_number
 
 # Numbers in the largest site of one tile: 2^20 float32 fit in a processor's second cache level,

@@ -26,11 +26,12 @@ from inference.isolation import (
     own_store,
     validation,
 )
-from inference.log_weights import LogWeights, Scorer, record_of
 from inference.objectives.elbo import ELBO, OBJECTIVES
 from inference.optimizer import by_name
 from inference.pair import Pair, as_arguments, examine
+from inference.particles import Scorer, record_of
 from inference.precision import products
+from inference.record import LogWeights
 from inference.requests import member
 
 # Traced and eager run the same operations; this only forgives a library that sums in another order.

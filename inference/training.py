@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,41 +11,26 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from inference.checkpoint import Checkpoint, Snapshot, random_from, random_tensors
+from inference.checkpoint import Snapshot
 from inference.engines.base import Engine
-from inference.engines.choice import choose
-from inference.engines.compiled import Compiled
-from inference.engines.enumerated import check_warmup
 from inference.errors import (
-    CheckpointError,
-    InferenceError,
     PairError,
-    RequestError,
 )
 from inference.isolation import (
     derived_seed,
     modes,
     own_randomness,
-    random_state,
-    set_random_state,
 )
-from inference.log_weights import Scorer
 from inference.objectives.elbo import ELBO
 from inference.optimizer import SingleOptimizer
-from inference.pair import Pair, examine, head, look_at
-from inference.schedules import Constant, Schedule
+from inference.pair import Pair
+from inference.schedules import Schedule
 from inference.stopping import Stopping
 from inference.tiles import even_share, numbers_per_tile
 
 # A recorded step is compared with the handlers whenever the number of steps has doubled since this
 # one. The comparison touches neither weights nor random states: a resumed training stays exact.
 FIRST_CHECK = 64
-
-# What a checkpoint tells of a `State`, beside weights and history.
-PROGRESS = {
-    *("epoch", "batch", "step", "objective_sum", "norm_sum", "seconds", "finished"),
-    *("best", "best_epoch", "waited"),
-}
 
 
 @dataclass
@@ -236,9 +220,8 @@ class Training:
                     total += rows * self.engine.evaluate(batch, often)
         return total / count
 
-    # What a checkpoint holds -----------------------------------------------------------------
-
     def snapshot(self) -> Snapshot:
+        """Weights, buffers and optimizer state, as they are now: no copies."""
         buffers = {
             f"{i}.{name}": tensor
             for i, module in enumerate(self.modules)
@@ -246,265 +229,3 @@ class Training:
         }
         weights = dict(pyro.get_param_store()._params)
         return Snapshot(weights, buffers, self.optimizer.get_state())
-
-    def checkpoint(self, state: State, settings: dict[str, Any]) -> Checkpoint:
-        return Checkpoint(
-            current=self.snapshot(),
-            best=state.best,
-            random=random_tensors(random_state(self.device)),
-            progress={
-                "epoch": state.epoch,
-                "batch": state.batch,
-                "step": state.step,
-                "objective_sum": state.objective_sum,
-                "norm_sum": state.norm_sum,
-                "seconds": state.seconds,
-                "finished": state.finished,
-                "best": state.stopping.best,
-                "best_epoch": state.stopping.best_epoch,
-                "waited": state.stopping.waited,
-            },
-            settings=settings,
-            history=state.history,
-        )
-
-    def may_grow(self, before: int | None, epochs: int) -> bool:
-        """May a training meant for `before` epochs go on to `epochs`?"""
-        return before is not None and before <= epochs and not self.schedule.depends_on_total
-
-    def restore(self, saved: Checkpoint, settings: dict[str, Any]) -> State:
-        """Weights, optimizer and random states as they were; the `State` to go on from."""
-        changed = [
-            f"{key} was {saved.settings.get(key)!r}, now {settings.get(key)!r}"
-            for key in sorted(saved.settings.keys() | settings.keys())
-            if saved.settings.get(key) != settings.get(key)
-            and key != "engine"  # all give the same
-            and not (key == "epochs" and self.may_grow(saved.settings.get(key), settings[key]))
-        ]
-        if changed:
-            raise CheckpointError(
-                f"resume: the training has changed: {'; '.join(changed)}. Resume with the same "
-                "settings, or start a new training"
-            )
-        p = saved.progress
-        missing = sorted(PROGRESS - p.keys())
-        if missing:
-            raise CheckpointError(f"resume: the checkpoint lacks '{missing[0]}'")
-        random = random_from(saved.random)
-        self.put(saved.current)
-        if p["step"]:  # no engine takes its next step for a first one
-            self.optimizer.adopt(pyro.get_param_store()._params.values())
-        set_random_state(random, self.device)
-        self.engine.start(p["objective_sum"], p["norm_sum"])
-        return State(
-            epoch=p["epoch"],
-            batch=p["batch"],
-            step=p["step"],
-            objective_sum=p["objective_sum"],
-            norm_sum=p["norm_sum"],
-            seconds=p["seconds"],
-            # More epochs may be asked for, but early stopping has decided.
-            finished=p["finished"],
-            stopping=Stopping(p["best"], p["best_epoch"], p["waited"]),
-            best=saved.best,
-            history=saved.history,
-        )
-
-    @torch.no_grad()
-    def put(self, snapshot: Snapshot) -> None:
-        """Copy a snapshot's values into the live parameters and the optimizer.
-
-        Raises: `CheckpointError`.
-        """
-        live = self.snapshot()
-        for kind in ("weights", "buffers"):
-            here, there = getattr(live, kind), getattr(snapshot, kind)
-            if here.keys() != there.keys():
-                odd = sorted(here.keys() ^ there.keys())[0]
-                raise CheckpointError(f"resume: '{odd}' is not in both the pair and the checkpoint")
-            for name, tensor in here.items():
-                if tensor.shape != there[name].shape:
-                    raise CheckpointError(
-                        f"resume: '{name}' has shape {tuple(tensor.shape)} in the pair and "
-                        f"{tuple(there[name].shape)} in the checkpoint"
-                    )
-                tensor.copy_(there[name])
-        self.optimizer.set_state(
-            {
-                name: {key: _state_item(item, live.weights[name]) for key, item in values.items()}
-                for name, values in snapshot.optimizer.items()
-            }
-        )
-
-
-def _state_item(item: Any, parameter: Tensor) -> Any:
-    if not isinstance(item, Tensor):
-        return item
-    # Fused optimizers keep the step count on the parameter's device, in float32.
-    item = item.to(parameter.device)
-    if item.shape == parameter.shape:  # and the rest in the order of its memory
-        return torch.empty_like(parameter, dtype=item.dtype).copy_(item)
-    return item.clone()
-
-
-def init(
-    model: Callable,
-    guide: Callable,
-    arguments: tuple[Tensor, ...],
-    *,
-    objective: ELBO,
-    optimizer: SingleOptimizer,
-    batch_size: int,
-    device: torch.device,
-    held_out: tuple[Tensor, ...] | None = None,
-    schedule: Schedule = Constant(),  # noqa: B008  (a frozen value)
-    epochs: int = 1,
-    patience: int | None = None,
-    seed: int = 0,
-    plate: str | None = "data",
-    transform: Callable[[Tensor], Tensor] | None = None,
-    modules: Sequence[nn.Module] = (),
-    engine: str = "auto",
-    precision: str = "float32",
-) -> Training:
-    """Look at the pair, register its parameters, and lay out the training.
-
-    Raises: `PairError` if the pair does not fit the data or itself; `RequestError` if batch size
-        or warm-up do not fit the data.
-    """
-    few = head(arguments, transform)
-    with _told_of("train", arguments):
-        pair = examine(model, guide, arguments, plate, transform)
-    num_data = len(arguments[0])
-    if pair.enumerated:
-        check_warmup(pair, objective, head(arguments, transform, num_data if pair.whole else 4))
-    if pair.subsampling == "own":
-        batch_size = pair.subsample_size
-    elif batch_size > num_data:
-        raise RequestError(
-            f"batch_size: {batch_size} exceeds the {num_data} training data; use a smaller batch"
-        )
-    elif pair.whole and batch_size < num_data:
-        raise PairError(
-            f"the pair runs on all {num_data} data at once only (a plate of fixed size), but "
-            f"batch_size is {batch_size}: set batch_size={num_data}, or let the plate subsample "
-            "itself (subsample_size=)"
-        )
-    if pair.subsampling != "none" and pair.full_size != num_data:
-        raise PairError(
-            f"plate '{plate}' declares {pair.full_size} data, but train holds {num_data}"
-        )
-    if held_out is not None:
-        _check_held_out(pair, few, held_out)
-    vectorize = False
-    if objective.num_particles > 1:
-        few = head(arguments, transform, num_data if pair.whole else 4)
-        with contextlib.suppress(PairError):  # one particle at a time always works
-            vectorize = not Scorer(pair, few).folded
-    store = pyro.get_param_store()
-    if not len(store):
-        raise PairError("the pair has no parameters: nothing to train")
-    for parameter in store._params.values():
-        parameter.grad = None  # gradients that someone left behind would be added to
-    steps_per_epoch = math.ceil(num_data / batch_size)
-
-    def make(kind: type[Engine]) -> Engine:
-        settings: dict[str, Any] = {
-            "vectorize": vectorize,
-            "modules": modules,
-            "precision": precision,
-        }
-        if issubclass(kind, Compiled):
-            settings["steps_per_epoch"] = steps_per_epoch
-        return kind(pair, objective, optimizer, num_data, device, **settings)
-
-    first = head(arguments, transform, num_data if pair.whole else batch_size)
-    with modes(list(modules), training=True), own_randomness():
-        choice = choose(engine, make, first, batch_size, epochs * steps_per_epoch, device)
-    training = Training(
-        pair=pair,
-        engine=choice.engine,
-        engine_reason=choice.reason,
-        optimizer=optimizer,
-        objective=objective,
-        arguments=arguments,
-        held_out=held_out,
-        batch_size=batch_size,
-        schedule=schedule,
-        epochs=epochs,
-        patience=patience,
-        seed=seed,
-        device=device,
-        transform=transform,
-        modules=list(modules),
-    )
-    warmup = objective.warmup(training.steps_per_epoch)
-    if warmup > training.total_steps:
-        raise RequestError(
-            f"objective warm-up of {warmup} steps is longer than the training of "
-            f"{training.total_steps} steps, so beta would never reach 1; train longer or warm up "
-            "faster"
-        )
-    return training
-
-
-def _check_held_out(pair: Pair, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...]) -> None:
-    """See that validation data are like the batches of training, and that the pair takes them.
-
-    Raises: `RequestError`, `PairError`.
-    """
-    if len(held_out) != len(train):
-        raise RequestError(
-            f"validation: {len(held_out)} tensor(s), but train has {len(train)}; give the same ones"
-        )
-    for i, (seen, item) in enumerate(zip(train, held_out, strict=True)):
-        if item.shape[1:] != seen.shape[1:]:
-            raise RequestError(
-                f"validation: a datum of tensor {i} has shape {tuple(item.shape[1:])}, but "
-                f"{tuple(seen.shape[1:])} in a batch of train"
-            )
-        if _kind(item) != _kind(seen):
-            raise RequestError(
-                f"validation: tensor {i} holds {_plain(item.dtype)}, but a batch of train "
-                f"{_plain(seen.dtype)}; convert it"
-            )
-    count = len(held_out[0])
-    if pair.subsampling == "own":
-        if count < pair.subsample_size:
-            raise PairError(
-                f"validation: plate '{pair.plate}' draws {pair.subsample_size} data itself, but "
-                f"validation holds {count}; give more, or a smaller subsample_size="
-            )
-    elif pair.subsampling == "prescaled":
-        count = min(4, count, pair.full_size)
-    elif not pair.whole:
-        count = min(4, count)
-    few = tuple(a[:count] for a in held_out)
-    with _told_of("validation", few):
-        try:
-            look_at(pair.model, pair.guide, few, pair.plate)
-        except PairError as error:
-            raise PairError(f"validation: {error}") from None
-
-
-@contextlib.contextmanager
-def _told_of(name: str, arguments: tuple[Tensor, ...]) -> Iterator[None]:
-    """What torch and Pyro raise when a pair does not take the data, in one sentence."""
-    try:
-        yield
-    except InferenceError:
-        raise
-    except (RuntimeError, ValueError, IndexError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        held = ", ".join(f"{_plain(a.dtype)} {list(a.shape)}" for a in arguments)
-        raise PairError(f"{name}: the pair fails on these data ({held}): {said}") from error
-
-
-def _kind(tensor: Tensor) -> str:
-    if tensor.is_complex():
-        return "complex"
-    return "float" if tensor.is_floating_point() else "integer"
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

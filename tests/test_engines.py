@@ -702,7 +702,7 @@ def test_batch_normalization_is_trained_eagerly():
 
 
 def test_auto_falls_back_without_a_warning(monkeypatch):
-    monkeypatch.setattr(choice, "REPAID_AFTER", 1)
+    monkeypatch.setattr(choice, "STEPS_TO_REPAY", 1)
     expected = train(make_odd("item"), "eager")
     found = train(make_odd("item"), "auto")  # warnings are errors
     assert found[0].engine == "eager"
@@ -716,7 +716,7 @@ def test_a_compiler_that_fails_is_said(asked, compiler, monkeypatch):
         raise RuntimeError("no g++ here\nand many lines more")
 
     monkeypatch.setattr(torch._inductor, "compile", fails)
-    monkeypatch.setattr(choice, "REPAID_AFTER", 1)
+    monkeypatch.setattr(choice, "STEPS_TO_REPAY", 1)
     make = RESUMED["pyro.module"]
     expected = train(make, "eager")
     told = pytest.warns(EngineWarning) if asked == "compiled" else contextlib.nullcontext([])
@@ -1218,7 +1218,7 @@ def test_auto_does_not_compile_for_a_short_training(compiler):
 
 
 def test_auto_compiles_for_a_long_training(monkeypatch):
-    monkeypatch.setattr(choice, "REPAID_AFTER", 12)
+    monkeypatch.setattr(choice, "STEPS_TO_REPAY", 12)
     make = RESUMED["pyro.module"]
     expected = train(make, "eager", epochs=4)
     found = train(make, "auto", epochs=4)
@@ -1285,7 +1285,7 @@ def launches(monkeypatch):
 
     monkeypatch.setattr(cuda_graph, "captured_run", captured_run)
     monkeypatch.setattr(choice, "Compiled", cuda_graph.CudaGraph)
-    monkeypatch.setattr(choice, "REPAID_AFTER", 1)
+    monkeypatch.setattr(choice, "STEPS_TO_REPAY", 1)
     return counts
 
 

@@ -14,8 +14,8 @@ from pyro.infer.autoguide import AutoNormal
 import inference
 from inference.engines.enumerated import check_warmup
 from inference.isolation import own_store
-from inference.log_weights import Scorer, record_of
 from inference.pair import look_at
+from inference.particles import Scorer, record_of
 from tests.small_pairs import fit
 
 PARALLEL = {"enumerate": "parallel"}

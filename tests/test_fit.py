@@ -30,8 +30,8 @@ from torch import nn
 import inference
 import pyro_vae as pv
 from inference import ELBO, NonFiniteError, PairError, RequestError, SingleOptimizer
-from inference.fit import init
 from inference.isolation import derived_seed, modules_of
+from inference.layout import init
 from inference.progress import Progress
 from inference.requests import device_of, usable_device
 

@@ -29,7 +29,8 @@ from torch import nn
 
 import inference
 from inference import PairError
-from inference.fit import State, init
+from inference.layout import init
+from inference.training import State
 
 
 @pytest.fixture(autouse=True)

@@ -239,7 +239,8 @@ def test_more_samples_raise_the_expected_value():
     assert agrees(more.mean, float(pair.log_px(x).mean()) + more.bias_estimate, more.mc_std_error)
 
 
-def test_samples_come_in_tiles_and_none_is_lost(monkeypatch):
+@pytest.mark.parametrize(("at_once", "shape"), [(150, (1, 86)), (200, (1, 172)), (1500, (3, 430))])
+def test_samples_come_in_tiles_and_none_is_lost(at_once, shape, monkeypatch):
     """What the estimate is made of, seen on its way: small pieces, each datum's in its place."""
     pair = linear_gaussian(seed=1, stretch=1.6)
     x = pair.sample(70)
@@ -248,14 +249,14 @@ def test_samples_come_in_tiles_and_none_is_lost(monkeypatch):
     update = streaming.update
 
     def spy(state, log_weight, rounding):
-        pieces.append(log_weight)
+        pieces.append(log_weight.clone())  # its memory is used again
         return update(state, log_weight, rounding)
 
     monkeypatch.setattr(streaming, "update", spy)
-    monkeypatch.setattr("inference.evidence.importance.AT_ONCE", 150)
+    monkeypatch.setattr("inference.evidence.importance.WEIGHTS_AT_ONCE", at_once)
     found = log_px(pair.model, pair.guide, x, 430)
-    assert found.tile[1] < 150
-    assert all(piece.shape[1] < 150 + found.tile[1] for piece in pieces)
+    assert found.tile == (1, 86)
+    assert pieces[0].shape == shape
     blocks, held = [[]], 0
     for piece in pieces:
         blocks[-1].append(piece)

@@ -50,7 +50,7 @@ def bounds(result):
 def test_recorded_bounds_are_the_eager_ones(particles, interpreted, monkeypatch):
     """In tiles of 6 data, the last of 5; with the noise of each pass the same."""
     monkeypatch.setitem(tiles.TILE_NUMBERS, "cpu", 6 * 6)
-    monkeypatch.setattr(compiled, "BOUNDS_REPAID_AFTER", 4)
+    monkeypatch.setattr(compiled, "BATCHES_TO_REPAY", 4)
     made = []
     real = compiled.RecordedBound
 
@@ -74,7 +74,7 @@ def test_few_bounds_are_eager_ones(interpreted, monkeypatch):
 
 
 def test_dropout_is_off_in_bounds(interpreted, monkeypatch):
-    monkeypatch.setattr(compiled, "BOUNDS_REPAID_AFTER", 1)
+    monkeypatch.setattr(compiled, "BATCHES_TO_REPAY", 1)
 
     def module():
         torch.manual_seed(0)
@@ -98,7 +98,7 @@ class Tempered(Tutorial):
 
 
 def test_what_a_callback_changes_is_noticed(interpreted, monkeypatch):
-    monkeypatch.setattr(compiled, "BOUNDS_REPAID_AFTER", 1)
+    monkeypatch.setattr(compiled, "BATCHES_TO_REPAY", 1)
     results = {}
     for engine in ("eager", "compiled"):
         torch.manual_seed(0)
@@ -113,7 +113,7 @@ def test_what_a_callback_changes_is_noticed(interpreted, monkeypatch):
 
 def test_a_plate_of_the_full_size_draws_no_rows(interpreted, monkeypatch):
     """Eager and recorded bounds are of the rows at hand, under the same noise."""
-    monkeypatch.setattr(compiled, "BOUNDS_REPAID_AFTER", 1)
+    monkeypatch.setattr(compiled, "BATCHES_TO_REPAY", 1)
     found = {}
     for engine in ("eager", "compiled"):
         pyro.clear_param_store()
@@ -130,7 +130,7 @@ def test_a_plate_of_the_full_size_draws_no_rows(interpreted, monkeypatch):
 
 def test_a_bound_is_trusted_only_after_a_comparison(interpreted, monkeypatch):
     """Machine code that is wrong: eager bounds, and a sentence."""
-    monkeypatch.setattr(compiled, "BOUNDS_REPAID_AFTER", 1)
+    monkeypatch.setattr(compiled, "BATCHES_TO_REPAY", 1)
     monkeypatch.setattr(
         "inference.engines.bounds.compile_graph",
         lambda graph, inputs: lambda *given: [1.01 * value for value in graph(*given)],
@@ -143,7 +143,7 @@ def test_a_bound_is_trusted_only_after_a_comparison(interpreted, monkeypatch):
 
 def test_a_small_term_that_a_callback_changes_is_noticed(interpreted, monkeypatch):
     """A factor outside the plate weighs 1/N: it is compared by itself."""
-    monkeypatch.setattr(compiled, "BOUNDS_REPAID_AFTER", 1)
+    monkeypatch.setattr(compiled, "BATCHES_TO_REPAY", 1)
     made, held = [], {}
     real = compiled.RecordedBound
     monkeypatch.setattr(
@@ -168,7 +168,7 @@ def test_a_small_term_that_a_callback_changes_is_noticed(interpreted, monkeypatc
 
 
 def test_machine_code(monkeypatch):
-    monkeypatch.setattr(compiled, "BOUNDS_REPAID_AFTER", 1)
+    monkeypatch.setattr(compiled, "BATCHES_TO_REPAY", 1)
     _, eager = train("eager", epochs=2)
     _, found = train("compiled", epochs=2)
     assert bounds(found) == pytest.approx(bounds(eager), rel=1e-5)

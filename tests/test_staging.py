@@ -199,7 +199,7 @@ def test_the_bound_is_recorded_too(interpreted, monkeypatch):
 def test_auto_compiles_what_repays_it(interpreted, monkeypatch):
     small, x = vae(), pixels()
     assert values(small.model, small.guide, x, "auto").engine == "eager"
-    monkeypatch.setitem(weighing.REPAID_AFTER, "cpu", 1e3)
+    monkeypatch.setitem(weighing.OPERATIONS_TO_REPAY, "cpu", 1e3)
     assert values(small.model, small.guide, x, "auto").engine == "compiled"
 
 

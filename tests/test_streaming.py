@@ -198,16 +198,20 @@ def test_an_update_leaves_its_state_alone():
     assert all(torch.equal(a, b) for a, b in zip(before, state[1:], strict=True))
 
 
-def test_joined_states_keep_their_order():
+def test_a_state_is_filled_part_by_part_in_place():
     log_weight = rows("far from zero", 400)
     rounding = torch.zeros(len(log_weight), dtype=torch.float64)
-    states = [
-        streaming.update(streaming.init(len(part), 400), part, rounding[: len(part)])
-        for part in log_weight.split(4)
-    ]
-    assert [len(state.peak) for state in states] == [4, 2]
-    found = streaming.finish(streaming.join(states))
-    assert agree(found, direct(log_weight, rounding))
+    state = streaming.init(len(log_weight) + 2, 400)
+    held = [tensor.data_ptr() for tensor in state[1:]]
+    assert len(set(held)) == len(held)
+    for start, stop in ((4, 6), (0, 4)):
+        for columns in (slice(150), slice(150, None)):
+            old = streaming.part(state, start, stop)
+            piece = log_weight[start:stop, columns]
+            streaming.keep(old, streaming.update(old, piece, rounding[start:stop]))
+    assert held == [tensor.data_ptr() for tensor in state[1:]]
+    assert agree(streaming.finish(streaming.part(state, 0, 6)), direct(log_weight, rounding))
+    assert bool((state.peak[6:] == -math.inf).all())
 
 
 # Edges, by hand ----------------------------------------------------------------------------

@@ -28,8 +28,8 @@ import pyro_vae as pv
 from inference import ELBO, PairError, RequestError, Untraceable, trace
 from inference.engines.scaled import PerDatum
 from inference.isolation import derived_seed, modes, modules_of, validation
-from inference.log_weights import Scorer
 from inference.pair import GivenSubsample, as_arguments, examine
+from inference.particles import Scorer
 from inference.tracing import evaluate_loss, trace_loss
 
 

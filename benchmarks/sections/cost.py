@@ -44,8 +44,7 @@ def _point(
 ) -> Section:
     task = task_of(settings, **more)
     n, whole = min(n, task["num_data"]), min(whole, task["num_data"])
-    if axis != "data":  # there, what a call costs by itself is part of the question
-        task["few"] = max(1, n // 10)
+    task["calls"] = axis == "data"  # there, what a call costs by itself is the question
 
     def row(name: str, label: str, worker: str, kind: str = "") -> Row:
         told = {**task, "kind": kind}

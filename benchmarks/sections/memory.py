@@ -19,7 +19,7 @@ def sections(settings: Settings, probe: Probe) -> list[Section]:
     def row(
         name: str, label: str, worker: str, samples: int, n: int, *, peer: bool = False, **more: Any
     ) -> Row:
-        task = task_of(settings, num_samples=samples, warm=False, search=False, **more)
+        task = task_of(settings, num_samples=samples, warm=False, calls=True, search=False, **more)
         return Row(
             name=f"{name}-{samples}",
             label=f"{label}, {samples:,} samples",

@@ -55,6 +55,7 @@ def ours(task: dict[str, Any], probe: Probe, warmup: int | None = None) -> list[
     return [
         row(f"ours-{engine}", f"**pyro-vae, engine {engine}**", "ours", task, engine)
         for engine in probe.engines["training"]
+        if engine != "cuda_graph"  # of the GPU's section
     ]
 
 

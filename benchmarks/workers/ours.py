@@ -70,8 +70,8 @@ def training(task: dict[str, Any]) -> tuple[Callable[[int], dict], str]:
 
 
 def _init(task: dict[str, Any], vae: Any, data: torch.Tensor, modules: list) -> Any:
+    from inference.layout import init
     from inference.optimizer import SingleOptimizer
-    from inference.training import init
 
     made = init(
         vae.model,
@@ -93,50 +93,71 @@ def _init(task: dict[str, Any], vae: Any, data: torch.Tensor, modules: list) -> 
 def evidence(task: dict[str, Any]) -> tuple[Callable[[int], dict], str]:
     """`inference.log_marginal` with everything that it tells: error, ESS, k-hat.
 
-    What a call costs before its first tile (a look at the pair, compiling) is measured by a call
-    on few data, and told apart as `fixed`. The whole work pays it once: as it was for the very
-    first call (`once`), or, where not `cold`, with compiled code at hand.
+    Whole calls where the row asks for them. Else what a call does before its first tile (a look at
+    the pair, compiling) is done here and told as `once`, and a slice streams the first data.
     """
     data = data_of(task)
     vae = build(task, data)
-    samples = task["num_samples"]
-    estimator = inference.Importance(num_samples=samples)
+    return (calls if task["calls"] else streams)(task, vae, data)
 
-    def seconds_of(n: int) -> tuple[float, Any]:
-        started = time.perf_counter()
+
+def calls(task: dict[str, Any], vae: Any, data: torch.Tensor) -> tuple[Callable[[int], dict], str]:
+    def run(n: int) -> dict[str, Any]:
         found = inference.log_marginal(
             vae.model,
             vae.guide,
             data[:n],
-            estimator=estimator,
+            estimator=inference.Importance(num_samples=task["num_samples"]),
             engine=task["kind"],
             precision=task.get("precision", "float32"),
             progress=False,
         )
-        if task["device"] == "cuda":
-            torch.cuda.synchronize()
+        _wait(task)
         if found.engine != task["kind"]:
             raise RuntimeError(f"engine {found.engine} ran instead")
-        return time.perf_counter() - started, found
+        return {"value": found.mean}
 
-    few, first = task.get("few", 0), 0.0
+    if task["warm"]:
+        run(task["n"])
+    return run, "each time by a call of its own, compiling and all"
+
+
+def streams(
+    task: dict[str, Any], vae: Any, data: torch.Tensor
+) -> tuple[Callable[[int], dict], str]:
+    from inference.evidence import importance, streaming
+    from inference.evidence.weighing import Weighing
+    from inference.tiles import tiled
+
+    started = time.perf_counter()
+    tiles = _held.enter_context(
+        tiled(
+            vae.model,
+            vae.guide,
+            data,
+            task["num_samples"],
+            seed=0,
+            plate="data",
+            precision=task.get("precision", "float32"),
+        )
+    )
+    weighing = Weighing(tiles, importance.weights, task["kind"])
+    if weighing.engine != task["kind"]:
+        raise RuntimeError(f"engine {weighing.engine} ran instead: {weighing.reason}")
+    _wait(task)
+    once = time.perf_counter() - started
 
     def run(n: int) -> dict[str, Any]:
-        seconds, found = seconds_of(n)
-        reply = {"seconds": seconds, "value": found.mean}
-        if few and few < n:
-            small, _ = seconds_of(few)
-            alone = few * (seconds - small) / (n - few)
-            reply["fixed"] = max(0.0, small - alone)
-            if task.get("cold"):
-                reply["once"] = max(0.0, first - alone)
-        return reply
+        found = [streaming.finish(s)["value"] for s in importance.stream(weighing, num_data=n)]
+        values = torch.cat(found)
+        mean = float(values.mean())  # waits for the device
+        return {"value": mean, "pieces": len(values), "once": once}
 
-    note = ""
-    if task["warm"]:
-        first, _ = seconds_of(few or 1)
-        _, found = seconds_of(task["n"])  # tiles of few and of many data may differ in shape
-        note = f"tile {found.tile[0]} x {found.tile[1]}"
-        if task.get("cold"):
-            note += f"; the first call, compiling and all, took {first:.1f} s on {few} images"
-    return run, note
+    run(min(task["n"], 2 * tiles.data_per_tile))
+    note = f"tile {tiles.data_per_tile} x {tiles.samples_per_tile}"
+    return run, f"{note}; {once:.1f} s before the first"
+
+
+def _wait(task: dict[str, Any]) -> None:
+    if task["device"] == "cuda":
+        torch.cuda.synchronize()

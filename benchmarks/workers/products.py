@@ -68,7 +68,7 @@ def evidence(task: dict[str, Any]) -> tuple[Callable[[int], dict], str]:
     ways = [(rows, transposed) for rows in tiles(task) for transposed in (True, False)]
     if not task["search"]:
         ways = ways[:1]
-    few = 20_000 if task["device"] == "cpu" else 1_000_000
+    few = 60_000 if task["device"] == "cpu" else 1_000_000
     (rows, transposed), multiply = fastest(ways, make, lambda way: way(few))
     layout = "[out, in]" if transposed else "[in, out]"
     told = f"tiles of {rows} rows, weights stored {layout}"

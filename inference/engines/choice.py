@@ -18,7 +18,7 @@ ENGINES = ("auto", "eager", "compiled", "cuda_graph")
 
 # Compiling takes 5 to 20 seconds and saves 1 to 2 milliseconds a step: it is repaid after this
 # many steps. From the request alone, so that the choice never depends on a timing.
-REPAID_AFTER = 10_000
+STEPS_TO_REPAY = 10_000
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ def choose(
         )
     if asked == "eager":
         return Choice(make(Eager), "as asked")
-    if asked == "auto" and total_steps < REPAID_AFTER:
+    if asked == "auto" and total_steps < STEPS_TO_REPAY:
         return Choice(
             make(Eager),
-            f"{total_steps} steps do not repay compiling (from {REPAID_AFTER} steps on)",
+            f"{total_steps} steps do not repay compiling (from {STEPS_TO_REPAY} steps on)",
         )
     kinds: list[type[Compiled]] = [Compiled]
     if asked == "cuda_graph" or (asked == "auto" and device.type == "cuda"):

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from inference.compiling import compile_graph
 from inference.engines.base import Engine
-from inference.engines.bounds import REPAID_AFTER as BOUNDS_REPAID_AFTER
-from inference.engines.bounds import RecordedBound
+from inference.engines.bounds import BATCHES_TO_REPAY, RecordedBound
 from inference.engines.eager import Eager
 from inference.engines.recording import Board, Recorded, record_step
 from inference.errors import CompilationError, NonFiniteError, Untraceable
@@ -111,7 +110,7 @@ class Compiled(Engine):
         self._run(program, states, batch)
 
     def evaluate(self, batch: tuple[Tensor, ...], often: int = 1) -> float:
-        if self.handler.keep is not None or often < BOUNDS_REPAID_AFTER:
+        if self.handler.keep is not None or often < BATCHES_TO_REPAY:
             return super().evaluate(batch)
         batch = tuple(b.contiguous() for b in batch)
         bound = self._bound(batch)

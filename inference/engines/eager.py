@@ -12,7 +12,7 @@ from torch import Tensor
 from inference.engines.base import Engine
 from inference.errors import NonFiniteError
 from inference.isolation import random_state, set_random_state, validation
-from inference.log_weights import record_of
+from inference.particles import record_of
 from inference.precision import products
 from inference.tracing import first_bad, site_values
 

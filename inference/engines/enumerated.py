@@ -8,9 +8,10 @@ from torch import Tensor
 from inference.engines.scaled import PerDatum
 from inference.errors import PairError
 from inference.isolation import own_randomness, validation
-from inference.log_weights import LogWeights, record_of
 from inference.objectives.elbo import ELBO
 from inference.pair import Pair
+from inference.particles import record_of
+from inference.record import LogWeights
 from inference.tracing import check_gradients
 
 

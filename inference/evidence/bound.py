@@ -12,8 +12,8 @@ from torch import Tensor
 from inference.errors import PairError
 from inference.evidence.weighing import ENGINES, Weighing
 from inference.kl import analytic_kl
-from inference.log_weights import LogWeights
 from inference.pair import Data
+from inference.record import LogWeights
 from inference.requests import one_of
 from inference.tiles import tiled
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -21,16 +21,18 @@ from inference.evidence import streaming
 from inference.evidence.estimate import Estimate
 from inference.evidence.smoothing import khat_threshold
 from inference.evidence.weighing import ENGINES, Weighing
-from inference.log_weights import LogWeights
 from inference.pair import Data
 from inference.progress import Progress, working
+from inference.record import LogWeights
 from inference.requests import one_of
 from inference.tiles import Tile, Tiles, tiled
 
 MANY_ULP = 64  # how far log w may be off by rounding alone, in units of its terms' last place
 COMPARED = 100  # data whose float32 values tell what another precision costs
-AT_ONCE = 4096  # samples whose weights join the state together: some 25 small operations
-FINISHED_AT_ONCE = 64  # data; the tail's fit costs many small operations
+# Weights, and data, that join the state together: that and the fit of the tail take many small
+# operations.
+WEIGHTS_AT_ONCE = 2**18
+DATA_AT_ONCE = 64
 
 
 class Importance(BaseModel):
@@ -96,11 +98,11 @@ def log_marginal(
         precision=precision,
     ) as tiles:
         with working("preparing log p(x)", progress):
-            weighing = Weighing(tiles, _weights, engine)
+            weighing = Weighing(tiles, weights, engine)
         num_tiles = len(tiles.rows()) * len(tiles.columns())
         with Progress("log p(x)", num_tiles, progress, unit="tiles") as bar:
             stop = 0
-            for state in _stream(weighing, bar):
+            for state in stream(weighing, bar):
                 worst = max(worst, float(state.rounding.max()))
                 start, stop = stop, stop + len(state.peak)
                 for name, found in streaming.finish(state).items():
@@ -133,7 +135,7 @@ def _precision_note(tiles: Tiles, value: Tensor, precision: str) -> str:
     single = dataclasses.replace(tiles, precision="float32")
     found = [
         streaming.finish(state)["value"]
-        for state in _stream(Weighing(single, _weights, "eager"), None, COMPARED)
+        for state in stream(Weighing(single, weights, "eager"), None, COMPARED)
     ]
     reference = torch.cat(found)
     shift = float((value[: len(reference)] - reference).mean())
@@ -152,44 +154,57 @@ def _rounding_note(worst: float) -> tuple[str, ...]:
     )
 
 
-def _stream(
-    weighing: Weighing, bar: Progress | None, num_data: int | None = None
+def stream(
+    weighing: Weighing, bar: Progress | None = None, num_data: int | None = None
 ) -> Iterator[streaming.Moments]:
     """All log-weights in order of data, a good number of data at a time.
 
-    With `num_data`, the tiles that hold the first so many.
+    With `num_data`, the tiles that hold the first so many. What is yielded is filled anew
+    afterwards.
     """
     tiles = weighing.tiles
-    waiting: list[streaming.Moments] = []
-    for start in tiles.rows():
-        if num_data is not None and start >= num_data:
-            break
-        state: streaming.Moments | None = None
-        columns = tiles.columns()
-        pieces: list[tuple[Tensor, Tensor]] = []
-        for column in columns:
-            pieces.append(_weigh(weighing, tiles.tile(start, column)))
-            if bar is not None:
-                bar.advance()
-            if sum(len(piece) for piece, _ in pieces) < AT_ONCE and column != columns[-1]:
-                continue
-            log_weight, ulp = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-            pieces = []
-            if state is None:
-                state = streaming.init(log_weight.shape[1], tiles.num_samples, log_weight.device)
-            state = streaming.update(state, log_weight.T, MANY_ULP * ulp.amax(0))
-        assert state is not None  # there is at least one column
-        if not bool((state.peak < math.inf).all()):  # NaN or +inf
-            _raise_blame(tiles, start)
-        waiting.append(state)
-        if sum(len(each.peak) for each in waiting) >= FINISHED_AT_ONCE:
-            yield streaming.join(waiting)
-            waiting = []
-    if waiting:
-        yield streaming.join(waiting)
+    starts = [s for s in tiles.rows() if num_data is None or s < num_data]
+    size = min(tiles.data_per_tile, tiles.num_data)
+    columns = list(tiles.columns())
+    # Rows of tiles together where all of their samples fit, else one row, some columns at a time.
+    rows = max(1, min(DATA_AT_ONCE, WEIGHTS_AT_ONCE // tiles.num_samples) // size)
+    wide = len(columns) if rows > 1 else max(1, WEIGHTS_AT_ONCE // (size * tiles.samples_per_tile))
+    most = min(rows, len(starts)) * size
+    state = streaming.init(most, tiles.num_samples, tiles.device)
+    nothing = streaming.init(most, tiles.num_samples, tiles.device)
+    # Small tensors that stay, made between large ones that come and go, would scatter over the
+    # allocator's memory, and the large ones soon find no place between them: these are kept.
+    width = min(wide * tiles.samples_per_tile, tiles.num_samples)
+    log_weight = torch.empty(most, width, dtype=torch.float64, device=tiles.device)
+    ulp = torch.empty_like(log_weight)
+    for block in _batches(starts, rows):
+        streaming.keep(state, nothing)
+        for chunk in _batches(columns, wide):
+            filled = 0
+            for start in block:
+                seen = 0
+                for column in chunk:
+                    found = _weigh(weighing, tiles.tile(start, column))
+                    count, num = found[0].shape
+                    place = slice(filled, filled + num), slice(seen, seen + count)
+                    log_weight[place], ulp[place] = (each.T for each in found)
+                    seen += count
+                    if bar is not None:
+                        bar.advance()
+                filled += num
+            part = streaming.part(state, 0, filled)
+            rounding = MANY_ULP * ulp[:filled, :seen].amax(1)
+            streaming.keep(part, streaming.update(part, log_weight[:filled, :seen], rounding))
+        if not bool((part.peak < math.inf).all()):  # NaN or +inf
+            _raise_blame(tiles, block)
+        yield part
 
 
-def _weights(record: LogWeights) -> tuple[Tensor, Tensor]:
+def _batches(values: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (values[i : i + size] for i in range(0, len(values), size))
+
+
+def weights(record: LogWeights) -> tuple[Tensor, Tensor]:
     return record.log_weight, record.ulp
 
 
@@ -199,14 +214,15 @@ def _weigh(weighing: Weighing, tile: Tile) -> tuple[Tensor, Tensor]:
     return log_weight[:, tile.skip :], ulp[:, tile.skip :]
 
 
-def _raise_blame(tiles: Tiles, start: int) -> None:
+def _raise_blame(tiles: Tiles, starts: Sequence[int]) -> None:
     """Find the weight that is NaN or infinite, through the handlers with the same draws."""
-    for column in tiles.columns():
-        tile = tiles.tile(start, column)
-        record = tiles.score(tile)
-        if not bool((record.log_weight < math.inf).all()):
-            raise NonFiniteError(_blame(record, tile.start))
-    raise NonFiniteError(f"log w of a datum from {start} on is NaN or infinite")
+    for start in starts:
+        for column in tiles.columns():
+            tile = tiles.tile(start, column)
+            record = tiles.score(tile)
+            if not bool((record.log_weight < math.inf).all()):
+                raise NonFiniteError(_blame(record, tile.start))
+    raise NonFiniteError(f"log w of a datum from {starts[0]} on is NaN or infinite")
 
 
 def _blame(record: LogWeights, start: int) -> str:

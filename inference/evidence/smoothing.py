@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 MIN_TAIL = 5  # a Pareto shape is not fitted to fewer draws
+MOST_NUMBERS = 2**20  # of one fit: 64 data of 5,000 samples, or 16 of 10^5
 
 
 def khat_threshold(num_samples: int) -> float:
@@ -70,14 +71,20 @@ def tail_khat(tail: Tensor, num_samples: int, constant: Tensor) -> Tensor:
         lengths = (excess > 0).sum(1)
         for length in lengths.unique().tolist():
             if length >= MIN_TAIL:
-                # Rows in slices: the fit holds [rows, grid, tail] numbers.
-                for rows in (lengths == length).nonzero().squeeze(1).split(256):
+                # The fit holds [rows, grid, tail] numbers.
+                most = max(1, MOST_NUMBERS // (grid_size(length) * length))
+                for rows in (lengths == length).nonzero().squeeze(1).split(most):
                     khat[rows] = pareto_shape(excess[rows, excess.shape[1] - length :])
         underflow = (weights[:, -MIN_TAIL] == 0) & torch.isfinite(top[:, -MIN_TAIL])
         khat[underflow] = math.inf
     if num_samples > 1:
         khat[constant] = -math.inf
     return khat
+
+
+def grid_size(tail: int) -> int:
+    """Points of Zhang and Stephens' grid for a tail of so many draws."""
+    return 30 + int(math.sqrt(tail))
 
 
 def pareto_shape(excess: Tensor) -> Tensor:
@@ -87,7 +94,7 @@ def pareto_shape(excess: Tensor) -> Tensor:
     ten draws as in PSIS.
     """
     m = excess.shape[1]
-    grid = 30 + int(math.sqrt(m))
+    grid = grid_size(m)
     steps = torch.arange(1, grid + 1, dtype=excess.dtype, device=excess.device)
     quartile = excess[:, int(m / 4 + 0.5) - 1].unsqueeze(1)
     b = (1 - torch.sqrt(grid / (steps - 0.5))) / (3 * quartile) + 1 / excess[:, -1:]  # [N, grid]

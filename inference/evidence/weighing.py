@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from inference.errors import CompilationError, EngineWarning, Untraceable
 from inference.isolation import derived_seed, own_randomness, seed_torch
-from inference.log_weights import LogWeights
+from inference.record import LogWeights
 from inference.staging import Staged
 from inference.tiles import Tile, Tiles, numbers_per_tile
 
@@ -21,7 +21,7 @@ ENGINES = ("auto", "eager", "compiled")
 
 # Compiling takes about 10 seconds and saves a third of the time: it is repaid by work of 30
 # seconds or more. Operations of the networks' products in that time, by kind of device.
-REPAID_AFTER = {"cpu": 5e12, "cuda": 5e14}
+OPERATIONS_TO_REPAY = {"cpu": 5e12, "cuda": 5e14}
 
 
 class Weighing:
@@ -41,7 +41,7 @@ class Weighing:
         if engine == "eager":
             return
         if engine == "auto":
-            work, enough = self._work(), REPAID_AFTER.get(tiles.device.type, 5e12)
+            work, enough = self._work(), OPERATIONS_TO_REPAY.get(tiles.device.type, 5e12)
             if work < enough:
                 self.reason = f"{work:.1g} operations do not repay compiling (from {enough:.0g} on)"
                 return

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, model_v
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from inference.log_weights import LogWeights
+from inference.record import LogWeights
 
 
 class ELBO(BaseModel):
