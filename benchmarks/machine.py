@@ -30,7 +30,9 @@ def commit() -> str | None:
     found = _first_line(["git", "rev-parse", "HEAD"])
     if found is None:
         return None
-    changed = _first_line(["git", "status", "--porcelain", "--untracked-files=no"])
+    changed = _first_line(
+        ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"]
+    )
     return f"{found} with changes" if changed else found
 
 

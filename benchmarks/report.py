@@ -21,6 +21,7 @@ from rich.console import Console
 from benchmarks import plot, tables, targets
 from benchmarks.machine import ROOT
 from benchmarks.published import readme_tables
+from benchmarks.sections.training import BATCHES
 from benchmarks.speed import RESULT
 from benchmarks.summary import quantile
 from benchmarks.terminal import cost_table, section_table
@@ -59,7 +60,7 @@ def rewritten(text: str, block: str) -> str:
 
 def block(result: dict[str, Any], picture: str | None) -> str:
     """What the README says: how it was measured, the tables, the plot."""
-    parts = [how(result)]
+    parts = [how(result), *conclusions(result["sections"])]
     parts += [tables.markdown(table) for table in readme_tables(result["sections"])]
     if picture is not None:
         title = "Time of log p(x) against samples, images, latent size and width"
@@ -74,6 +75,9 @@ def how(result: dict[str, Any]) -> str:
     load = [now[0] for section in sections.values() for now in section["load"]]
     rows = [row for section in sections.values() for row in section["rows"]]
     broken_off = not {"evidence", "memory"} <= sections.keys()  # they come last but for the costs
+    # Of one slice alone the clock of processor time tells little.
+    rows = [row for row in rows if len(row.get("times", ())) > 1]
+    rounds = [len(row["times"]) for row in rows]
     others = [row["others"] for row in rows if row.get("others") is not None]
     said = [
         "**Quick settings, not to be quoted.**" if settings["quick"] else "",
@@ -82,8 +86,8 @@ def how(result: dict[str, Any]) -> str:
         + f": {machine['cpu']}, {machine['cores']} "
         f"cores, {settings['threads']} thread{'s' * (settings['threads'] > 1)} a row;"
         + (f" {machine['cuda']};" if machine["cuda"] else ""),
-        f"{versions}; commit {(result['commit'] or 'unknown')[:10]}"
-        + (" with changes." if "changes" in (result["commit"] or "") else "."),
+        f"{versions}; commit {commit_of(result)}.",
+        *again(result),
         f"Load average before a round {quantile(load, 0.5):.1f} (most {max(load):.1f}), the rows' "
         "own work included."
         if load
@@ -92,11 +96,64 @@ def how(result: dict[str, Any]) -> str:
         f"{max(others):.2f})."
         if others
         else "",
-        "Rows of a table took turns in one run, each in a process of its own; multiples are taken "
-        "round by round. Weights are untrained, with a fixed seed. By hand: no Pyro, the same "
-        "Monte Carlo loss, fused Adam. What was measured on a slice is marked extrapolated.",
+        "Rows of a table took turns in one run, each in a process of its own. Times: the median "
+        f"of {min(rounds)} to {max(rounds)} rounds, quartiles in brackets, less is better; "
+        "multiples (2.3x: 2.3 times as long) are taken round by round. Weights are untrained, with "
+        "a fixed seed. By hand: no Pyro, the same Monte Carlo loss, fused Adam. Matrix products "
+        "alone: what the layers need, whoever calls them. What was measured on a slice is marked "
+        "extrapolated."
+        if rounds
+        else "",
     ]
     return textwrap.fill(" ".join(part for part in said if part), 100, break_on_hyphens=False)
+
+
+def commit_of(made: dict[str, Any]) -> str:
+    commit = made["commit"] or "unknown"
+    return commit[:10] + (" with changes" if "changes" in commit else "")
+
+
+def again(result: dict[str, Any]) -> list[str]:
+    """What was measured once more, later."""
+    later: dict[str, list[str]] = {}
+    for name, record in result["sections"].items():
+        if commit_of({"commit": None, **record}) not in (commit_of(result), "unknown"):
+            later.setdefault(commit_of(record), []).append(name.partition("-")[0])
+    return [
+        f"Measured again at commit {commit}: {', '.join(dict.fromkeys(names))}."
+        for commit, names in later.items()
+    ]
+
+
+def conclusions(sections: dict[str, Any]) -> list[str]:
+    """What the tables say of ours, in a few sentences; none where a row is missing."""
+    said = []
+    by_hand, svi = [], []
+    for batch in BATCHES:
+        record = sections.get(f"training-{batch}", {"rows": []})
+        ours = tables.find(record, "ours-compiled")
+        for found, other in (
+            (by_hand, tables.best_by_hand(record)),
+            (svi, tables.find(record, "svi")),
+        ):
+            if ours and tables.against(ours, other):
+                found.append((batch, ours, other))
+    if by_hand and svi:
+        told = ", ".join(f"{tables.against(ours, other)} ({b})" for b, ours, other in by_hand)
+        faster = ", ".join(f"{tables.against(other, ours)} ({b})" for b, ours, other in svi)
+        said.append(
+            f"A compiled step takes {told} the time of the fastest PyTorch by hand with its Adam "
+            f"outside the graph, by batch size; `pyro.infer.SVI` takes {faster} ours."
+        )
+    record = sections.get("evidence", {"rows": []})
+    ours = tables.find(record, "ours-compiled")
+    others = [tables.find(record, name) for name in ("products", "importance")]
+    if ours and all(tables.against(ours, other) for other in others):
+        said.append(
+            f"log p(x), compiled, takes {tables.against(ours, others[0])} the time of its matrix "
+            f"products; `pyro.infer.Importance` takes {tables.against(others[1], ours)} ours."
+        )
+    return [textwrap.fill(" ".join(said), 100, break_on_hyphens=False)] if said else []
 
 
 def show(result: dict[str, Any]) -> None:

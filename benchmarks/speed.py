@@ -4,6 +4,7 @@
     python -m benchmarks.speed --quick          # a minute: do most rows run? Not to be quoted
     python -m benchmarks.speed --quick --only . # every row, tiny
     python -m benchmarks.speed --only 'training-(20|128)/(products|hand|ours)'
+    python -m benchmarks.speed --again 'evidence|memory' # whole sections, into the kept result
     python -m benchmarks.report                 # the README's tables and the plot
 
 NumPyro, JAX and pythae are looked for under $PYRO_VAE_PEERS, another interpreter, else under this
@@ -56,18 +57,25 @@ def main(argv: list[str] | None = None) -> None:
     pythons = {False: sys.executable, True: interpreter(args.python)}
     with Bench(settings, pythons, args.wait_policy, say) as bench:
         probe = look(bench)
-        chosen = select(every(settings, probe), args.only or (QUICK if args.quick else None))
+        chosen = every(settings, probe)
+        if args.again:
+            chosen = whole(chosen, args.again)
+        else:
+            chosen = select(chosen, args.only or (QUICK if args.quick else None))
         if args.list:
             for section in chosen:
                 for row in section.rows:
                     print(f"{section.name}/{row.name}")
             return
         result = header(settings, probe, args)
-        started = time.perf_counter()
+        commit = result["commit"]
+        if args.again:
+            result = to_be_renewed(args.out, result)
+        before, started = result["seconds"], time.perf_counter()
         for section in chosen:
-            record = bench.run(section)
-            result["sections"][section.name] = record
-            result["seconds"] = round(time.perf_counter() - started, 1)
+            made = {"started": now(), "commit": commit}
+            record = result["sections"][section.name] = {**bench.run(section), **made}
+            result["seconds"] = round(before + time.perf_counter() - started, 1)
             write(args.out, result)
             if "axis" not in record:
                 tables.show(section_table(section.name, record), console)
@@ -112,11 +120,42 @@ def select(sections: list[Section], only: str | None) -> list[Section]:
     return kept
 
 
+def whole(sections: list[Section], pattern: str) -> list[Section]:
+    """Sections whose name holds the pattern, with all of their rows."""
+    kept = [section for section in sections if re.search(pattern, section.name)]
+    if not kept:
+        raise SystemExit(f"--again: no section matches '{pattern}'; --list shows them all")
+    return kept
+
+
+def to_be_renewed(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The kept result, if what is measured now may stand beside it."""
+    if not path.exists():
+        raise SystemExit(f"--again: {path} is not there; run the whole first")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("settings", "machine", "versions"):
+        apart = {
+            name
+            for name in kept[key].keys() | fresh[key].keys()
+            if kept[key].get(name) != fresh[key].get(name) and name != "memory_gib"
+        }
+        if apart:
+            raise SystemExit(
+                f"--again: {', '.join(sorted(apart))} of the kept result's {key} are others than "
+                "now; run the whole"
+            )
+    return kept
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def header(settings: Settings, probe: Probe, args: argparse.Namespace) -> dict[str, Any]:
     """What the numbers were made on and with."""
     return {
         "format": 1,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": now(),
         "settings": {**asdict(settings), "only": args.only, "wait_policy": args.wait_policy},
         "machine": {**machine.facts(), "cuda": probe.cuda},
         "versions": probe.versions,
@@ -147,6 +186,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="tiny: a minute in all")
     parser.add_argument("--only", metavar="PATTERN", help="rows whose section/row matches")
+    parser.add_argument("--again", metavar="PATTERN", help="measure these sections once more")
     parser.add_argument("--list", action="store_true", help="print section/row of every row")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"default {_told(RESULT)}")
     parser.add_argument("--threads", type=int, default=2, help="of every row (default 2)")

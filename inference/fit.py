@@ -35,8 +35,8 @@ class FitResult:
 
     `status`: `completed` or `stopped_early`; `message` says it in words. `history` has one row an
     epoch: epoch, step, train_bound (the objective at that epoch's beta), validation_bound (always
-    at beta = 1, with the same noise), beta, learning_rate, grad_norm, seconds. Bounds are in nats
-    per datum. `engine` is the one that ran, `engine_reason` why.
+    at beta = 1, with the same noise), beta, learning_rate, grad_norm, seconds (compiling
+    included). Bounds are in nats per datum. `engine` is the one that ran, `engine_reason` why.
     """
 
     history: list[dict[str, Any]]
@@ -124,6 +124,7 @@ def fit(
         `NonFiniteError` (loss or gradient). When training breaks off, by an error or Ctrl-C,
         modules and plain `pyro.param`s alike keep their last good values.
     """
+    started = time.perf_counter()
     arguments = as_arguments(train, "train")
     held_out = None if validation is None else as_arguments(validation, "validation")
     objective = member("objective", objective, ELBO, OBJECTIVES)
@@ -193,13 +194,18 @@ def fit(
         if resume:
             state = restore(training, load_checkpoint(checkpoint), settings)  # type: ignore[arg-type]
         keep_params()
-        return _run(training, state, settings, checkpoint, checkpoint_seconds, callback, progress)
+        # What came before the first step (looking, recording, compiling) is part of the time.
+        before = state.seconds + time.perf_counter() - started
+        return _run(
+            training, state, settings, before, checkpoint, checkpoint_seconds, callback, progress
+        )
 
 
 def _run(
     training: Training,
     state: State,
     settings: dict[str, Any],
+    before: float,
     checkpoint: str | Path | None,
     checkpoint_seconds: float,
     callback: Callable[[dict[str, Any]], None] | None,
@@ -207,7 +213,6 @@ def _run(
 ) -> FitResult:
     """Epochs of steps, with validation, early stopping and checkpoints around them."""
     started = saved = time.perf_counter()
-    before = state.seconds
 
     def save() -> None:
         nonlocal saved

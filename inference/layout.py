@@ -52,10 +52,10 @@ def init(
     """
     few = head(arguments, transform)
     with _told_of("train", arguments):
-        pair = examine(model, guide, arguments, plate, transform)
+        pair = examine(model, guide, arguments, plate, transform, batch_size)
     num_data = len(arguments[0])
     if pair.enumerated:
-        check_warmup(pair, objective, head(arguments, transform, num_data if pair.whole else 4))
+        check_warmup(pair, objective, head(arguments, transform, pair.few))
     if pair.subsampling == "own":
         batch_size = pair.subsample_size
     elif batch_size > num_data:
@@ -64,9 +64,9 @@ def init(
         )
     elif pair.whole and batch_size < num_data:
         raise PairError(
-            f"the pair runs on all {num_data} data at once only (a plate of fixed size), but "
-            f"batch_size is {batch_size}: set batch_size={num_data}, or let the plate subsample "
-            "itself (subsample_size=)"
+            f"the pair runs on all {num_data} data at once only "
+            f"({pair.failure or 'a plate of fixed size'}), but batch_size is {batch_size}: set "
+            f"batch_size={num_data}, or let the plate subsample itself (subsample_size=)"
         )
     if pair.subsampling != "none" and pair.full_size != num_data:
         raise PairError(
@@ -76,7 +76,7 @@ def init(
         _check_held_out(pair, few, held_out)
     vectorize = False
     if objective.num_particles > 1:
-        few = head(arguments, transform, num_data if pair.whole else 4)
+        few = head(arguments, transform, pair.few)
         with contextlib.suppress(PairError):  # one particle at a time always works
             vectorize = not Scorer(pair, few).folded
     store = pyro.get_param_store()
@@ -154,9 +154,9 @@ def _check_held_out(pair: Pair, train: tuple[Tensor, ...], held_out: tuple[Tenso
                 f"validation holds {count}; give more, or a smaller subsample_size="
             )
     elif pair.subsampling == "prescaled":
-        count = min(4, count, pair.full_size)
+        count = min(pair.few, count, pair.full_size)
     elif not pair.whole:
-        count = min(4, count)
+        count = min(pair.few, count)
     few = tuple(a[:count] for a in held_out)
     with _told_of("validation", few):
         try:

@@ -59,6 +59,7 @@ class Pair:
     `subsampling`: `none` (the plate is as long as the batch), `own` (the plate subsamples the
     data it is handed) or `prescaled` (the plate declares the full data size and scales the batch).
     `whole`: the pair runs on all its data only, never on a part (a plate of fixed size).
+    `few`: a number of data that it takes. `failure`: of one that is whole, what it said to fewer.
     `event_numel`: numbers per datum (per particle, for `plate=None`) in the largest site.
     `enumerated`: sites to be summed over all their values. `refusals`: sentences that say why the
     pair's weights are no evidence; empty if they are.
@@ -79,6 +80,8 @@ class Pair:
     enumerated: tuple[str, ...]
     scaled_sites: tuple[str, ...]
     refusals: tuple[str, ...]
+    few: int = 4
+    failure: str = ""
 
 
 class GivenSubsample(Messenger):
@@ -115,12 +118,12 @@ def examine(
     arguments: tuple[Tensor, ...],
     plate: str | None,
     transform: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = 4,
 ) -> Pair:
-    """Look at a pair with a few data if it accepts few, else with all of them.
+    """Look at a pair with a few data if it accepts few, or a batch, else with all of them.
 
     `transform` is what training applies to the first tensor of each batch.
     """
-    few = head(arguments, transform)
     num_data = len(arguments[0])
 
     def look_at_all() -> Pair:
@@ -132,20 +135,24 @@ def examine(
         guide = poutine.block(guide, hide_fn=_is_whole_plate)
     if plate is None or num_data <= 4:
         return look_at_all()
-    try:
-        # A plate that subsamples as many as it was shown looks plain, and a parameter with one
-        # number per datum takes whatever it was shown: another number of data tells.
-        shapes = []
-        for count in (3, 4):
-            with own_store():
-                pair = look_at(model, guide, head(arguments, transform, count), plate)
-                params = pyro.get_param_store().named_parameters()
-                shapes.append({name: value.shape for name, value in params})
-        if pair.subsampling != "own" and shapes[0] == shapes[1]:
-            return look_at(model, guide, few, plate)
-    except Exception:  # e.g. a plate of fixed size: all of the data tell what is wrong
-        pass
-    return replace(look_at_all(), whole=True)
+    failure = ""
+    for most in sorted({4, min(batch_size, num_data - 1)}):
+        try:
+            # A plate that subsamples as many as it was shown looks plain, and a parameter with one
+            # number per datum takes whatever it was shown: another number of data tells.
+            shapes = []
+            for count in (most - 1, most):
+                with own_store():
+                    pair = look_at(model, guide, head(arguments, transform, count), plate)
+                    params = pyro.get_param_store().named_parameters()
+                    shapes.append({name: value.shape for name, value in params})
+            if pair.subsampling != "own" and shapes[0] == shapes[1]:
+                found = look_at(model, guide, head(arguments, transform, most), plate)
+                return replace(found, few=most)
+        except Exception as error:  # e.g. a plate of fixed size: all of the data tell what is wrong
+            said = (str(error).strip() or "no message").splitlines()[0]
+            failure = f"{most} data: {type(error).__name__}: {said}"
+    return replace(look_at_all(), whole=True, few=num_data, failure=failure)
 
 
 def _is_whole_plate(site) -> bool:

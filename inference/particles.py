@@ -32,7 +32,7 @@ class Scorer:
 
     def __init__(self, pair: Pair, arguments: tuple[Tensor, ...]):
         self.pair = pair
-        few = arguments if pair.whole else tuple(a[:4] for a in arguments)
+        few = arguments if pair.whole else tuple(a[: pair.few] for a in arguments)
         with own_randomness(0), torch.no_grad():
             self.folded = not self._plate_is_exact(few)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import pyro
 import torch
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
@@ -56,7 +57,9 @@ def trace(
         loss(parameters, batch, beta) = -objective, in nats per datum
 
     For a training loop of one's own: the function costs what its tensor operations cost, draws
-    fresh noise at each call from torch's generator, and can be compiled (`traced.graph`).
+    fresh noise at each call from torch's generator, and can be compiled (`torch.compile(traced)`).
+    What the handlers met is fixed: shapes and dtypes, modules' modes, numbers that are no tensors.
+    Where one of them changes, trace once more; `Traced.check` tells.
 
     Args:
         model, guide: any Pyro pair whose latents can be reparametrized or enumerated.
@@ -85,13 +88,14 @@ def trace(
     return traced
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Traced:
     """The loss of a pair: a pure function of parameters, batch and beta.
 
     `graph(*parameters, *batch, beta)` returns `(loss, site_values, *gradients)`: the loss a float64
     scalar, and one float64 number for each sentence in `complaints`, which is true where that
-    number is not finite. `parameters` maps names to the live, unconstrained tensors.
+    number is not finite. `parameters` maps names to the live, unconstrained tensors. Losses that
+    are not finite are returned as they are.
     """
 
     graph: fx.GraphModule
@@ -99,29 +103,38 @@ class Traced:
     complaints: tuple[str, ...]
     shapes: tuple[tuple[torch.Size, torch.dtype], ...]
     # What was recorded, through the handlers: `(*batch, beta)` -> what the graph returns.
-    eager: Callable = field(repr=False)
-    pair: Pair = field(repr=False)
+    eager: Callable
+    pair: Pair
 
     def __call__(
         self, parameters: Mapping[str, Tensor], *batch: Tensor, beta: float | Tensor = 1.0
     ) -> Tensor:
-        """The loss, differentiable in `parameters` (all of `self.parameters`, by name)."""
-        values = [parameters[name] for name in self.parameters]
-        return _Loss.apply(self, self._checked(batch), self._beta(beta), *values)
+        """The loss, differentiable once in `parameters` (all of `self.parameters`, by name).
+
+        Raises: `RequestError` for other names or shapes, or where a gradient of data or beta is
+            wanted, which was not recorded.
+        """
+        for name, item in (*((f"argument {i}", b) for i, b in enumerate(batch)), ("beta", beta)):
+            if isinstance(item, Tensor) and item.requires_grad:
+                raise RequestError(
+                    f"{name} requires a gradient, but those recorded are of parameters alone; "
+                    "hand in its values (.detach()), or make it a parameter of the pair"
+                )
+        return _Loss.apply(self, self._checked(batch), self._beta(beta), *self._values(parameters))
 
     def loss_and_grads(
         self, parameters: Mapping[str, Tensor], *batch: Tensor, beta: float | Tensor = 1.0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its gradients by parameter name."""
-        values = [parameters[name] for name in self.parameters]
+        inputs = *self._values(parameters), *self._checked(batch), self._beta(beta)
         with torch.no_grad():
-            loss, _, *gradients = self.graph(*values, *self._checked(batch), self._beta(beta))
+            loss, _, *gradients = self.graph(*inputs)
         return loss, dict(zip(self.parameters, gradients, strict=True))
 
     def check(self, *batch: Tensor) -> None:
         """Is it still what the handlers compute, for these data and the parameters as they are?
 
-        Raises: `Untraceable` if not: a number or a tensor that the pair reads was replaced.
+        Raises: `Untraceable` if not: a number, a mode or a tensor that the pair reads is another.
         """
         owned = [p for m in modules_of(self.pair.model, self.pair.guide) for p in m.parameters()]
         before = [p.requires_grad for p in owned]
@@ -137,7 +150,31 @@ class Traced:
         batch = tuple(b.contiguous() for b in self._checked(batch))
         beta = torch.full((), 0.5, dtype=torch.float64, device=batch[0].device)
         inputs = (*batch, beta)
-        hold_against_eager(self.eager, self.graph, self.parameters, inputs, self.complaints)
+        try:
+            hold_against_eager(self.eager, self.graph, self.parameters, inputs, self.complaints)
+        except Untraceable:
+            store = pyro.get_param_store()._params
+            for name, parameter in self.parameters.items():
+                if store.get(name) is not parameter:
+                    raise Untraceable(
+                        f"parameter '{name}' is another tensor than when the pair was traced; "
+                        "trace it once more, or change values in place "
+                        "(`with torch.no_grad(): parameter.copy_(...)`)"
+                    ) from None
+            raise
+
+    def __repr__(self) -> str:
+        batch = shapes_of(self.shapes)
+        return f"Traced({len(self.parameters)} parameters, for batches of {batch})"
+
+    def _values(self, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+        try:
+            return [parameters[name] for name in self.parameters]
+        except (KeyError, TypeError, IndexError):
+            raise RequestError(
+                f"parameters: expected a mapping with {', '.join(self.parameters)}; hand in "
+                "`traced.parameters`, or tensors by those names"
+            ) from None
 
     def _beta(self, beta: float | Tensor) -> Tensor:
         return torch.as_tensor(beta, dtype=torch.float64)
@@ -146,7 +183,7 @@ class Traced:
         found = tuple((b.shape, b.dtype) for b in batch)
         if found != self.shapes:
             raise RequestError(
-                f"batch: got {shapes_of(found)}, but the function was traced for "
+                f"batch: got {shapes_of(found) or 'nothing'}, but the function was traced for "
                 f"{shapes_of(self.shapes)}; trace it once more for another shape"
             )
         return batch
@@ -343,7 +380,7 @@ def _size(tensor: Tensor) -> float:
 def _stale(what: str) -> Untraceable:
     return Untraceable(
         f"on other data and noise its traced {what} is not the eager one: something beside tensors "
-        "changes from call to call (numpy, a counter, a number read from the data)"
+        "has changed since, or changes from call to call (a mode, a number, numpy, a counter)"
     )
 
 

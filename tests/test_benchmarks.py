@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyro
@@ -186,6 +187,37 @@ def test_a_row_that_takes_too_long_is_ended():
         with pytest.raises(WorkerError, match="took longer than 0 s"):
             worker.ask({"do": "probe", "packages": ["torch"]}, 0.01)
     assert worker.process.returncode is not None
+
+
+def test_sections_are_measured_again_into_what_is_kept(tmp_path):
+    from benchmarks import speed
+    from benchmarks.report import how
+
+    names = "evidence", "memory", "training-20"
+    sections = [replace(section_of(), name=name) for name in names]
+    assert [s.name for s in speed.whole(sections, "evid|mem")] == ["evidence", "memory"]
+    with pytest.raises(SystemExit, match="--again: no section matches 'x'"):
+        speed.whole(sections, "x")
+    fresh = {
+        "started": "2026-01-01",
+        "settings": {"quick": False, "threads": 2},
+        "machine": {"cpu": "fast", "cores": 2, "cuda": None},
+        "versions": {"torch": "2.15"},
+        "commit": "b" * 40,
+        "sections": {},
+    }
+    path = tmp_path / "speed.json"
+    with pytest.raises(SystemExit, match="is not there; run the whole first"):
+        speed.to_be_renewed(path, fresh)
+    record = {"load": [], "rows": [], "commit": "c" * 40}
+    kept = {**fresh, "commit": "a" * 40, "sections": {"evidence": record, "memory": record}}
+    speed.write(path, kept)
+    assert speed.to_be_renewed(path, fresh) == kept
+    told = " ".join(how(kept).split())
+    assert "commit aaaaaaaaaa. Measured again at commit cccccccccc: evidence, memory." in told
+    other = {**fresh, "versions": {"torch": "2.16"}}
+    with pytest.raises(SystemExit, match="--again: torch of the kept result's versions"):
+        speed.to_be_renewed(path, other)
 
 
 def test_spread_and_ratios():

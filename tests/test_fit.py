@@ -410,6 +410,16 @@ def test_bad_data_are_one_sentence(data, message, params):
     assert not params
 
 
+def test_a_pair_that_takes_no_few_data_is_looked_at_with_a_batch(params):
+    def model(x, y):
+        assert len(x) >= 10, "my own assertion"
+        line_model(x, y)
+
+    assert fit(model, line_guide, line_data(), batch_size=20, epochs=2).steps == 4
+    with pytest.raises(PairError, match=r"at once only \(8 data: .*my own assertion\), but"):
+        fit(model, line_guide, line_data(), batch_size=8)
+
+
 def fixed_size(size):
     """The line pair in a plate of fixed size."""
 

@@ -720,3 +720,34 @@ def test_what_can_be_traced_is():
     trace(vae.model, vae.guide, patterns())
     vae = odd("batch norm").eval()
     trace(vae.model, vae.guide, patterns())
+
+
+def test_what_was_not_recorded_is_refused(params):
+    """Gradients of data and beta, other parameters: each in one sentence."""
+    x, y = line_data()
+    traced = trace(line_model, line_guide, x, y)
+    for batch, beta in (
+        ((x.clone().requires_grad_(), y), 1.0),
+        ((x, y), torch.tensor(1.0, requires_grad=True)),
+    ):
+        with pytest.raises(RequestError, match=r"requires a gradient, but .* parameters alone"):
+            traced(traced.parameters, *batch, beta=beta)
+    first = next(iter(traced.parameters))
+    for given in (list(traced.parameters.values()), x, {first: traced.parameters[first]}):
+        with pytest.raises(RequestError, match=f"parameters: expected a mapping with {first}"):
+            traced(given, x, y)
+    with pytest.raises(RequestError, match="batch: got nothing, but"):
+        traced(traced.parameters)
+    assert repr(traced) == (
+        f"Traced({len(traced.parameters)} parameters, for batches of float32 [40], float32 [40])"
+    )
+
+
+def test_a_replaced_parameter_is_named_by_check(params):
+    vae, x = Tutorial(), patterns()
+    traced = trace(vae.model, vae.guide, x)
+    traced.check(x)
+    layer = next(m for m in vae.decoder.modules() if isinstance(m, nn.Linear))
+    layer.weight = nn.Parameter(layer.weight.detach() + 0.1)
+    with pytest.raises(Untraceable, match=r"'decoder.*weight' is another tensor than when"):
+        traced.check(x)

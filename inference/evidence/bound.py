@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from inference.errors import PairError
-from inference.evidence.weighing import ENGINES, Weighing
+from inference.evidence.weighing import Weighing, check_engine
 from inference.kl import analytic_kl
 from inference.pair import Data
 from inference.record import LogWeights
-from inference.requests import one_of
 from inference.tiles import tiled
 
 
@@ -59,7 +58,7 @@ def bound(
     go where the modules are.
     Raises: `PairError` as `log_marginal`, and for a model that observes nothing; `RequestError`.
     """
-    one_of("engine", engine, ENGINES)
+    check_engine(engine)
     parts: list[list[Tensor]] = []  # of each tile, [K, n]: reconstruction, then each KL term
     with tiled(
         model, guide, data, num_samples, seed=seed, plate=plate, device=device, whole_rows=True

@@ -24,7 +24,7 @@ class Estimate:
         quantity: what is estimated, e.g. "log p(x)".
         bias_direction: in words.
         tile: `(data, samples)` of one tile; equal tiles (and engine) give bit-equal results.
-        engine, precision: what ran, see `log_marginal`.
+        engine, engine_reason, precision: what ran and why, see `log_marginal`.
 
     `mean` is the data set's mean; `mc_std_error` the part of its error that more samples would
     remove, `bias_estimate` the part they remove more slowly (about -1/2 mean s_n^2, which does not
@@ -46,6 +46,7 @@ class Estimate:
     seed: int
     seconds: float
     engine: str = "eager"
+    engine_reason: str = "as asked"
     precision: str = "float32"
     notes: tuple[str, ...] = field(default=())
 
@@ -129,6 +130,7 @@ class Estimate:
             "seed": self.seed,
             "seconds": self.seconds,
             "engine": self.engine,
+            "engine_reason": self.engine_reason,
             "precision": self.precision,
         }
 

@@ -20,11 +20,10 @@ from inference.errors import NonFiniteError, RequestError
 from inference.evidence import streaming
 from inference.evidence.estimate import Estimate
 from inference.evidence.smoothing import khat_threshold
-from inference.evidence.weighing import ENGINES, Weighing
+from inference.evidence.weighing import Weighing, check_engine
 from inference.pair import Data
 from inference.progress import Progress, working
 from inference.record import LogWeights
-from inference.requests import one_of
 from inference.tiles import Tile, Tiles, tiled
 
 MANY_ULP = 64  # how far log w may be off by rounding alone, in units of its terms' last place
@@ -82,7 +81,7 @@ def log_marginal(
         if estimator != "importance":
             raise RequestError(f"estimator: '{estimator}' is unknown. Choices: importance")
         estimator = Importance()
-    one_of("engine", engine, ENGINES)
+    check_engine(engine)
     started = time.perf_counter()
     results: dict[str, Tensor] = {}
     worst = 0.0
@@ -125,6 +124,7 @@ def log_marginal(
         seed=seed,
         seconds=time.perf_counter() - started,
         engine=weighing.engine,
+        engine_reason=weighing.reason,
         precision=precision,
         notes=_rounding_note(worst) + notes,
     )

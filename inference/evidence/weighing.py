@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from inference.errors import CompilationError, EngineWarning, Untraceable
+from inference.errors import CompilationError, EngineWarning, RequestError, Untraceable
 from inference.isolation import derived_seed, own_randomness, seed_torch
 from inference.record import LogWeights
+from inference.requests import one_of
 from inference.staging import Staged
 from inference.tiles import Tile, Tiles, numbers_per_tile
 
@@ -22,6 +23,15 @@ ENGINES = ("auto", "eager", "compiled")
 # Compiling takes about 10 seconds and saves a third of the time: it is repaid by work of 30
 # seconds or more. Operations of the networks' products in that time, by kind of device.
 OPERATIONS_TO_REPAY = {"cpu": 5e12, "cuda": 5e14}
+
+
+def check_engine(engine: str) -> None:
+    """Raises: `RequestError`."""
+    if engine == "cuda_graph":
+        raise RequestError(
+            "engine: 'cuda_graph' is for training; log p(x) has 'compiled', on a GPU too, or 'auto'"
+        )
+    one_of("engine", engine, ENGINES)
 
 
 class Weighing:

@@ -125,6 +125,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         add("--samples", type=int, metavar="K", help="samples per datum")
         add("--split", help="train, validation or test")
         add("--num-data", type=int, metavar="N", help="a random N of the split, always the same")
+        add("--engine", help="what computes: auto, eager or compiled")
+        add("--precision", help="float32, tf32, bfloat16 or float64")
         add("--device", help="where to compute, e.g. cpu or cuda")
         add("--quiet", action="store_true", help="no progress bar")
     elif command == "compare":

@@ -62,6 +62,8 @@ def evaluate_command(args: Namespace) -> None:
         samples=args.samples,
         split=args.split,
         num_data=args.num_data,
+        engine=args.engine,
+        precision=args.precision,
         device=args.device,
         progress=not args.quiet,
     )

@@ -30,6 +30,8 @@ def evaluate(
     samples: int | None = None,
     split: str | None = None,
     num_data: int | None = None,
+    engine: str | None = None,
+    precision: str | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> tuple[inference.Estimate, dict[str, Any]]:
@@ -39,7 +41,15 @@ def evaluate(
     Raises: `RequestError`, before anything is written.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    how = chosen(run.spec.evaluate, estimator, samples, split, num_data)
+    how = chosen(
+        run.spec.evaluate,
+        estimator,
+        samples,
+        split=split,
+        num_data=num_data,
+        engine=engine,
+        precision=precision,
+    )
     device = device or devices()[0]
     if device not in devices():
         raise RequestError(
@@ -79,8 +89,7 @@ def chosen(
     own: EvaluateSpec,
     estimator: str | None = None,
     samples: int | None = None,
-    split: str | None = None,
-    num_data: int | None = None,
+    **others: Any,
 ) -> EvaluateSpec:
     """The run's own settings with those of the command line in their place."""
     held = ESTIMATORS.dump(own.estimator)
@@ -89,10 +98,7 @@ def chosen(
     if samples is not None:
         held["num_samples"] = samples
     fields = {**own.to_dict(), "estimator": held}
-    if split is not None:
-        fields["split"] = split
-    if num_data is not None:
-        fields["num_data"] = num_data
+    fields |= {name: value for name, value in others.items() if value is not None}
     try:
         return EvaluateSpec.from_dict(fields)
     except SpecError as error:
