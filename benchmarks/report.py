@@ -75,10 +75,14 @@ def how(result: dict[str, Any]) -> str:
     load = [now[0] for section in sections.values() for now in section["load"]]
     rows = [row for section in sections.values() for row in section["rows"]]
     broken_off = not {"evidence", "memory"} <= sections.keys()  # they come last but for the costs
-    # Of one slice alone the clock of processor time tells little.
     rows = [row for row in rows if len(row.get("times", ())) > 1]
     rounds = [len(row["times"]) for row in rows]
-    others = [row["others"] for row in rows if row.get("others") is not None]
+    # In a short slice the clock of processor time ticks too seldom.
+    others = [
+        row["others"]
+        for row in rows
+        if row.get("others") is not None and row["median"] * row["pieces"] * row["units"] > 0.5
+    ]
     said = [
         "**Quick settings, not to be quoted.**" if settings["quick"] else "",
         f"`python -m benchmarks.speed` on {result['started'][:10]}"
