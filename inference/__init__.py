@@ -13,9 +13,15 @@ from inference.errors import (
     RequestError,
     Untraceable,
 )
+from inference.evidence.ais import AIS
 from inference.evidence.bound import Bound, bound
+from inference.evidence.enumerate import Enumerate
 from inference.evidence.estimate import Estimate
-from inference.evidence.importance import Importance, log_marginal
+from inference.evidence.importance import Importance
+from inference.evidence.marginal import ESTIMATORS, log_marginal
+from inference.evidence.quadrature import Quadrature
+from inference.evidence.sandwich import Sandwich
+from inference.evidence.smc import SMC
 from inference.evidence.smoothing import pareto_khat
 from inference.fit import FitResult, fit
 from inference.kl import analytic_kl
@@ -26,15 +32,14 @@ from inference.record import LogWeights
 from inference.schedules import SCHEDULES, Constant, Cosine, Exponential, Step
 from inference.tracing import Traced, trace
 
-# The named values of this family, as SCHEDULES and OBJECTIVES are of theirs.
-ESTIMATORS = {"importance": Importance}
-
 __all__ = [
+    "AIS",
     "ELBO",
     "ENGINES",
     "ESTIMATORS",
     "OBJECTIVES",
     "SCHEDULES",
+    "SMC",
     "ActiveUnits",
     "Bound",
     "CheckpointError",
@@ -42,6 +47,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "EngineWarning",
+    "Enumerate",
     "Estimate",
     "Exponential",
     "FitResult",
@@ -50,7 +56,9 @@ __all__ = [
     "LogWeights",
     "NonFiniteError",
     "PairError",
+    "Quadrature",
     "RequestError",
+    "Sandwich",
     "SingleOptimizer",
     "Step",
     "Traced",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +51,12 @@ class Scorer:
             if self.folded:
                 return _folded(self.pair, arguments, num_particles, check=check)
             return record_of(self.pair, arguments, num_particles, subset, check=check)
+
+    def with_guide(self, guide: Callable) -> Scorer:
+        """The same for another guide that takes particles as this one does."""
+        other = copy.copy(self)
+        other.pair = replace(self.pair, guide=guide)
+        return other
 
     def _plate_is_exact(self, arguments: tuple[Tensor, ...]) -> bool:
         """Does the particle plate give what one particle at a time gives?"""
@@ -115,7 +123,7 @@ class Scorer:
                 name: value.select(dim - together.guide_fn[name].event_dim, k)
                 for name, value in drawn.items()
             }
-            given = replace(pair, guide=_Drawn(values)(pair.guide))
+            given = replace(pair, guide=Given(values)(pair.guide))
             alone = record_of(given, arguments, 1, subset, vectorize=False)
             for ours, theirs in ((together.log_p, alone.log_p), (together.log_q, alone.log_q)):
                 for name, score in ours.items():
@@ -126,7 +134,7 @@ class Scorer:
         return True
 
 
-class _Drawn(Messenger):
+class Given(Messenger):
     """Let sites take these values as their draws."""
 
     def __init__(self, values: dict[str, Tensor]):

@@ -2,7 +2,7 @@
 
 once       parameters and constants alone (a mixture's components, a VampPrior's encoder)
 per datum  the data, too (the guide's encoder)
-per draw   random numbers, too (densities, the decoder)
+per draw   random numbers and what is handed in with each call, too (densities, the decoder)
 """
 
 from __future__ import annotations
@@ -30,13 +30,18 @@ class Staged:
         shared = kernel.share(data)      # what all draws of these data have in common
         kernel(shared)                   # function(*data), with fresh draws each time
 
+    With `given`, tensors like those that come with each call (a point in the space of latents):
+
+        kernel = Staged(function, data, given)
+        kernel(shared, *given)           # function(*given, *data)
+
     Parameters are used as they are when it is made. Random states are left as found.
     Raises: `Untraceable`.
     """
 
-    def __init__(self, function: Callable, data: Sequence[Tensor]):
+    def __init__(self, function: Callable, data: Sequence[Tensor], given: Sequence[Tensor] = ()):
         with own_randomness(), torch.no_grad():
-            recorded = capture(function, data)
+            recorded = capture(function, (*given, *data))
             closed_over = [
                 getattr(recorded, node.target)
                 for node in recorded.graph.nodes
@@ -45,13 +50,15 @@ class Staged:
             recorded = lift(recorded, closed_over)
             constants = [tensor.detach() for tensor in closed_over]
             # Without in-place operations each value has one maker, whose stage is its own.
-            whole = make_fx(functionalize(recorded))(*constants, *(d.clone() for d in data))
+            inputs = [*constants, *(i.clone() for i in (*given, *data))]
+            whole = make_fx(functionalize(recorded))(*inputs)
             whole.graph.eliminate_dead_code()
             places = [node for node in whole.graph.nodes if node.op == "placeholder"]
-            self._data = places[len(constants) :]
+            first = len(constants) + len(given)
+            self._given, self._data = places[len(constants) : first], places[first:]
             self._known: dict[fx.Node, Any] = dict(zip(places, constants, strict=False))
-            stages = _stages(whole.graph, set(self._data))
-            anew = _made_anew(whole, (*constants, *data))
+            stages = _stages(whole.graph, set(self._data), set(self._given))
+            anew = _made_anew(whole, inputs)
             self._parts: dict[int, fx.GraphModule] = {}
             self._inputs: dict[int, list[fx.Node]] = {}
             self._outputs: dict[int, list[fx.Node]] = {}
@@ -76,17 +83,25 @@ class Staged:
         """What all draws of these data have in common."""
         known = self._known | dict(zip(self._data, data, strict=True))
         known |= self._run(PER_DATUM, known)
-        return [known[node] for node in self._inputs[PER_DRAW]]
+        return [known[node] for node in self._inputs[PER_DRAW] if node not in self._given]
 
     @torch.no_grad()
-    def __call__(self, shared: Sequence[Tensor]) -> list[Tensor]:
-        found = self._draw(*shared)
+    def __call__(self, shared: Sequence[Tensor], *given: Tensor) -> list[Tensor]:
+        found = self._draw(*self._handed(shared, given))
         return [found[i] for i in self._order]
 
-    def compile(self, shared: Sequence[Tensor]) -> None:
+    def compile(self, shared: Sequence[Tensor], *given: Tensor) -> None:
         """Make machine code of what is done per draw. Raises: `CompilationError`."""
         with own_randomness():
-            self._draw = compile_graph(self._parts[PER_DRAW], [s.clone() for s in shared])
+            inputs = [i.clone() for i in self._handed(shared, given)]
+            self._draw = compile_graph(self._parts[PER_DRAW], inputs)
+
+    def _handed(self, shared: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs of the last part, in its order."""
+        # Machine code reads memory in the layout that it was made for, whatever it is handed.
+        own = {node: g.contiguous() for node, g in zip(self._given, given, strict=True)}
+        others = iter(shared)
+        return [own[n] if n in own else next(others) for n in self._inputs[PER_DRAW]]
 
     def _run(self, stage: int, known: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
         results = self._parts[stage](*(known[node] for node in self._inputs[stage]))
@@ -97,14 +112,14 @@ def _flat(results: Any) -> list[fx.Node]:
     return list(results) if isinstance(results, tuple | list) else [results]
 
 
-def _stages(graph: fx.Graph, data: set[fx.Node]) -> dict[fx.Node, int]:
+def _stages(graph: fx.Graph, data: set[fx.Node], given: set[fx.Node]) -> dict[fx.Node, int]:
     """What each value depends on."""
     stages: dict[fx.Node, int] = {}
     for node in graph.nodes:
         stage = max((stages[n] for n in node.all_input_nodes), default=ONCE)
         if node in data:
             stage = PER_DATUM
-        elif torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        elif node in given or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             stage = PER_DRAW
         stages[node] = stage
     return stages

@@ -149,12 +149,13 @@ def tiled(
     device: str | torch.device | None = None,
     precision: str = "float32",
     whole_rows: bool = False,
+    instead: tuple[Callable, Callable] | None = None,
 ) -> Iterator[Tiles]:
     """Look at a pair and lay tiles over `data`; store, random state and modes are left as found.
 
     Data are moved to `device`, and so are the modules that the pair uses, which stay there; by
     default data go where the modules are. With `whole_rows`, each tile holds all samples of its
-    data.
+    data. `instead` is the pair that is run, made of this one.
     Raises: `PairError`, `RequestError`.
     """
     whole_number("num_samples", num_samples)
@@ -177,7 +178,7 @@ def tiled(
         switches(precision, device),
         torch.no_grad(),
     ):
-        pair = evidence_pair(examine(model, guide, arguments, plate))
+        pair = evidence_pair(examine(*(instead or (model, guide)), arguments, plate))
         rows = max(1, numbers_per_tile(device) // pair.event_numel)
         data_per_tile = None
         if pair.subsampling == "own":

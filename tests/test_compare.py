@@ -26,8 +26,9 @@ def model(name, value, *, bad=0.0, unknown=0.0, gap=3.0, std_error=0.01, ways=(W
         value=value,
         std_error=torch.full_like(value, std_error),
         elbo=value - gap,
-        khat_bad=place < bad,
-        khat_unknown=(place >= bad) & (place < bad + unknown),
+        flagged=place < bad,
+        unknown=(place >= bad) & (place < bad + unknown),
+        flag="k-hat is too large",
         estimators=ways,
     )
 
@@ -90,10 +91,10 @@ def test_unknown_khat_is_told():
     words = Difference(few, shifted("good", 5.0)).words
     assert "k-hat is unknown, for want of samples, for 100% of the data" in words
     assert "nothing is settled" in words
-    assert math.isnan(few.khat_bad_share)
+    assert math.isnan(few.flagged_share)
     both = shifted("both", 0.0, bad=0.25, unknown=0.5)
-    assert both.khat_bad_share == pytest.approx(0.5)  # of those that are known
-    assert both.khat_unknown_share == pytest.approx(0.5)
+    assert both.flagged_share == pytest.approx(0.5)  # of those that are known
+    assert both.unknown_share == pytest.approx(0.5)
 
 
 def test_one_sample_settles_nothing():
@@ -139,8 +140,8 @@ def evaluated(tmp_path):
 
 def test_the_report_says_how_runs_were_estimated(evaluated, capsys):
     first, second = models = compare(evaluated)
-    assert (first.khat_bad_share, second.khat_bad_share) == (0.0, 1.0)
-    assert second.khat_unknown_share == pytest.approx(0.3)
+    assert (first.flagged_share, second.flagged_share) == (0.0, 1.0)
+    assert second.unknown_share == pytest.approx(0.3)
     report(models)
     lines = capsys.readouterr().out.splitlines()
     assert all(len(line) <= 80 for line in lines)

@@ -13,7 +13,7 @@ from torch import nn
 
 import inference
 from inference import tiles
-from inference.evidence.estimate import Estimate
+from inference.evidence.weighted import WeightedEstimate
 from tests.exact_models import agrees, linear_gaussian
 
 
@@ -29,7 +29,7 @@ def log_px(pair, x, K=50, seed=0, **options):
     )
 
 
-def estimate(**fields) -> Estimate:
+def estimate(**fields) -> WeightedEstimate:
     values = torch.tensor([-3.0, -5.0, -4.0], dtype=torch.float64)
     defaults = {
         "value": values,
@@ -46,13 +46,13 @@ def estimate(**fields) -> Estimate:
         "seed": 0,
         "seconds": 1.5,
     }
-    return Estimate(**(defaults | fields))
+    return WeightedEstimate(**(defaults | fields))
 
 
-def same(a: Estimate, b: Estimate) -> bool:
+def same(a: WeightedEstimate, b: WeightedEstimate) -> bool:
     """Bit-equal, NaN included."""
     pairs = zip(a.arrays().values(), b.arrays().values(), strict=True)
-    return all(torch.equal(p.view(torch.int64), q.view(torch.int64)) for p, q in pairs)
+    return all(torch.equal(p.view(torch.uint8), q.view(torch.uint8)) for p, q in pairs)
 
 
 # The numbers -------------------------------------------------------------------------------

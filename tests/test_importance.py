@@ -493,8 +493,8 @@ def test_requests_are_checked():
         inference.Importance(num_samples=0)
     with pytest.raises(ValueError, match="samples"):
         inference.Importance(samples=10)
-    with pytest.raises(inference.RequestError, match=r"'ais' is unknown\. Choices: importance"):
-        inference.log_marginal(pair.model, pair.guide, x, estimator="ais")
+    with pytest.raises(inference.RequestError, match=r"'aIs' is unknown\. Choices: importance"):
+        inference.log_marginal(pair.model, pair.guide, x, estimator="aIs")
 
 
 def test_exact_formulas_agree_with_sampling():

@@ -8,21 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
-from inference.evidence.smoothing import MIN_TAIL, tail_length
 
-
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Estimate:
     """log p(x_n) for n = 1..N, in nats, with what is known about each value's error.
 
     Args:
         value: `[N]` float64, the estimates.
-        std_error: `[N]`, Monte-Carlo standard error of each value; NaN for one sample.
-        ess: `[N]`, effective sample size of the weights.
-        khat: `[N]`, Pareto tail index; -inf for constant weights, NaN where it is unknown.
-        elbo: `[N]`, the mean log-weight, a lower bound on log p(x) by KL(q || p(z|x)).
+        std_error: `[N]`, standard error of each value; NaN where nothing is known of it.
         quantity: what is estimated, e.g. "log p(x)".
+        estimator, num_samples: how, and by how many draws (or chains, or points) of each datum.
         bias_direction: in words.
+        degrees: of freedom of the errors, for intervals: draws less one, infinite for many.
+        elbo: `[N]`, the mean log-weight where draws begin, a lower bound on log p(x); NaN where
+            there is none.
+        flagged: `[N]`, where the errors are not to be believed; None where nothing tells.
         tile: `(data, samples)` of one tile; equal tiles (and engine) give bit-equal results.
         engine, engine_reason, precision: what ran and why, see `log_marginal`.
 
@@ -34,17 +34,16 @@ class Estimate:
 
     value: Tensor
     std_error: Tensor
-    ess: Tensor
-    khat: Tensor
     elbo: Tensor
     quantity: str
     estimator: str
     num_samples: int
     bias_direction: str
-    khat_threshold: float
     tile: tuple[int, int]
     seed: int
     seconds: float
+    degrees: float = math.inf
+    flagged: Tensor | None = None
     engine: str = "eager"
     engine_reason: str = "as asked"
     precision: str = "float32"
@@ -82,32 +81,28 @@ class Estimate:
         return float(self.elbo.mean())
 
     @property
-    def median_ess(self) -> float:
-        return float(self.ess.median())
+    def flag(self) -> str:
+        """What a flag stands for."""
+        return "the result still moves"
 
     @property
-    def num_khat_bad(self) -> int:
-        return int((self.khat > self.khat_threshold).sum())
+    def num_flagged(self) -> int:
+        return 0 if self.flagged is None else int(self.flagged.sum())
 
-    @property
-    def num_khat_unknown(self) -> int:
-        return int(self.khat.isnan().sum())
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Both ends of each value's interval, `[N]`: value -+ t std_error.
 
-    @property
-    def khat_bad_share(self) -> float:
-        """Share of data above the threshold, among those whose k-hat is known (NaN if none)."""
-        known = self.num_data - self.num_khat_unknown
-        return self.num_khat_bad / known if known else math.nan
+        It covers log p(x) in `level` of all cases where nothing is flagged.
+        """
+        from scipy.stats import t
+
+        half = float(t.ppf(0.5 + level / 2, self.degrees)) * self.std_error
+        return self.value - half, self.value + half
 
     def arrays(self) -> dict[str, Tensor]:
         """The per-datum tensors by name."""
-        return {
-            "value": self.value,
-            "std_error": self.std_error,
-            "ess": self.ess,
-            "khat": self.khat,
-            "elbo": self.elbo,
-        }
+        found = {"value": self.value, "std_error": self.std_error, "elbo": self.elbo}
+        return found if self.flagged is None else {**found, "flagged": self.flagged}
 
     def summary(self) -> dict[str, Any]:
         """The scalars by name, for JSON."""
@@ -121,11 +116,9 @@ class Estimate:
             "bias_estimate": self.bias_estimate,
             "test_std_error": self.test_std_error,
             "bias_direction": self.bias_direction,
-            "khat_bad_share": self.khat_bad_share,
-            "khat_threshold": self.khat_threshold,
-            "khat_unknown": self.num_khat_unknown,
-            "median_ess": self.median_ess,
             "elbo": self.elbo_mean,
+            "num_flagged": self.num_flagged,
+            "flag": self.flag,
             "tile": list(self.tile),
             "seed": self.seed,
             "seconds": self.seconds,
@@ -135,65 +128,38 @@ class Estimate:
         }
 
     def __repr__(self) -> str:
-        return f"Estimate({self})"
+        return f"{type(self).__name__}({self})"
 
     def __str__(self) -> str:
         """One honest paragraph."""
-        at_least = "at least " if self.num_khat_bad else ""
-        samples = "1 sample" if self.num_samples == 1 else f"{self.num_samples} samples"
         if self.is_joint:
-            said = [f"{self.quantity} = {self.mean:.3f} nats, by {self.estimator} with {samples}."]
+            said = [f"{self.quantity} = {self.mean:.3f} nats, by {self._how()}."]
         else:
             said = [
                 f"{self.quantity} = {self.mean:.3f} nats per datum (mean of {self.num_data}), by "
-                f"{self.estimator} with {samples} each."
+                f"{self._how()} each."
             ]
-        if self.num_samples == 1:
-            said.append(
-                "One sample tells nothing about its own error, and its expectation is the ELBO, "
-                "not log p(x): use more samples."
-            )
-        elif math.isnan(self.mc_std_error):
-            said.append("Its Monte-Carlo standard error and bias are unknown.")
-        else:
-            said.append(
-                f"Monte-Carlo standard error {at_least}{self.mc_std_error:.2g}; estimated bias "
-                f"{at_least and 'beyond '}{self.bias_estimate:.2g} (the estimate is "
-                f"{self.bias_direction}); "
-                f"{'' if self.is_joint else 'median '}effective sample size {self.median_ess:.0f} "
-                f"of {self.num_samples}."
-            )
+        said += self._errors()
         if self.num_data > 1 and math.isfinite(self.test_std_error):
             said.append(
                 f"For new data from the same source the mean is uncertain by "
                 f"{self.test_std_error:.2g} (one standard error), whatever the samples; compare "
                 "models pairwise on the same data."
             )
-        if self.num_khat_bad:
-            said.append(
-                f"For {self.num_khat_bad} data the weights' Pareto k-hat exceeds "
-                f"{self.khat_threshold:.2f}: their errors may be much larger than printed."
-            )
-        elif self.num_samples > 1 and not self.num_khat_unknown:
-            said.append(
-                f"No k-hat exceeds {self.khat_threshold:.2f}, so the guide covers what it has seen."
-            )
-        said += [
-            f"k-hat is unknown for {count} data: {reason}."
-            for reason, count in self._unknown_khat().items()
-            if count
-        ]
-        said += self.notes
+        said += [*self._trust(), *self.notes]
         return " ".join(said)
 
-    def _unknown_khat(self) -> dict[str, int]:
-        """For how many data k-hat is unknown, by reason."""
-        unknown = self.khat.isnan()
-        empty = unknown & (self.value == -math.inf)
-        others = int((unknown & ~empty).sum())
-        few = tail_length(self.num_samples) < MIN_TAIL
-        return {
-            "every weight is 0, so no draw explains them (log p(x) = -inf)": int(empty.sum()),
-            "too few samples to see the weights' tail": others if few else 0,
-            "too many of the largest weights are equal (ties) to fit a tail": 0 if few else others,
-        }
+    def _how(self) -> str:
+        """The estimator and what it spent on a datum."""
+        return f"{self.estimator} with {self.num_samples:,} points"
+
+    def _errors(self) -> list[str]:
+        """Of the mean, by its samples."""
+        most = float(self.std_error.max())
+        return [
+            f"It is {self.bias_direction}" + (f", of at most {most:.1g} nats." if most else ".")
+        ]
+
+    def _trust(self) -> list[str]:
+        """Whether the errors are to be believed."""
+        return []

@@ -13,18 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from inference.errors import NonFiniteError, RequestError
+from inference.errors import NonFiniteError
 from inference.evidence import streaming
 from inference.evidence.estimate import Estimate
+from inference.evidence.estimator import Estimator, Request
+from inference.evidence.proposals import Defensive, Widened, prior_of
 from inference.evidence.smoothing import khat_threshold
-from inference.evidence.weighing import Weighing, check_engine
-from inference.pair import Data
+from inference.evidence.weighing import Weighing
+from inference.evidence.weighted import WeightedEstimate
 from inference.progress import Progress, working
 from inference.record import LogWeights
-from inference.tiles import Tile, Tiles, tiled
+from inference.tiles import Tile, Tiles
 
 MANY_ULP = 64  # how far log w may be off by rounding alone, in units of its terms' last place
 COMPARED = 100  # data whose float32 values tell what another precision costs
@@ -34,100 +36,74 @@ WEIGHTS_AT_ONCE = 2**18
 DATA_AT_ONCE = 64
 
 
-class Importance(BaseModel):
+class Importance(Estimator):
     """log p(x) ~ log 1/K sum_k p(x, z_k) / q(z_k|x),   z_k ~ q(z|x).
 
     Low in expectation, by about var(w)/(2K); unbiased on the weight scale. Its error is
     s^2 = 1/ESS - 1/K with ESS = (sum w)^2 / sum w^2.
-    """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Args:
+        num_samples: K.
+        proposal: what q is. `guide`; `prior`: p(z); `defensive`: the mixture a q + (1 - a) p(z)
+            with a = `guide_share`, whose weights are bounded; `widened`: the guide, its Gaussians
+            `width` times as wide.
+    """
 
     name: Literal["importance"] = "importance"
     num_samples: PositiveInt = 5000
+    proposal: Literal["guide", "prior", "defensive", "widened"] = "guide"
+    guide_share: float = Field(default=0.5, gt=0, lt=1)
+    width: float = Field(default=1.5, gt=0, allow_inf_nan=False)
 
+    def run(self, request: Request) -> Estimate:
+        started = time.perf_counter()
+        results: dict[str, Tensor] = {}
+        worst = 0.0
+        notes: tuple[str, ...] = ()
+        with request.tiled(self.num_samples, guide=self._guide(request)) as tiles:
+            if self.proposal == "defensive":
+                scorer = Defensive(tiles.scorer, self.guide_share)
+                tiles = dataclasses.replace(tiles, scorer=scorer)  # type: ignore[arg-type]
+            with working("preparing log p(x)", request.progress):
+                weighing = Weighing(tiles, weights, request.engine)
+            num_tiles = len(tiles.rows()) * len(tiles.columns())
+            with Progress("log p(x)", num_tiles, request.progress, unit="tiles") as bar:
+                stop = 0
+                for state in stream(weighing, bar):
+                    worst = max(worst, float(state.rounding.max()))
+                    start, stop = stop, stop + len(state.peak)
+                    for name, found in streaming.finish(state).items():
+                        # Rows of one tensor: many small ones kept between large tiles would pin
+                        # the allocator's memory, a third of a MiB a datum.
+                        if name not in results:
+                            size = tiles.num_data if request.plate is not None else len(found)
+                            results[name] = found.new_empty(size)
+                        results[name][start:stop] = found
+            if request.precision in ("bfloat16", "tf32"):
+                notes = (_precision_note(tiles, results["value"], request.precision),)
+        held = {name: tensor.cpu() for name, tensor in results.items()}
+        threshold = khat_threshold(self.num_samples)
+        return WeightedEstimate(
+            **held,  # type: ignore[arg-type]
+            flagged=~(held["khat"] <= threshold),
+            quantity=request.quantity,
+            estimator=self.name,
+            num_samples=self.num_samples,
+            bias_direction="low in expectation",
+            khat_threshold=threshold,
+            tile=(tiles.data_per_tile, tiles.samples_per_tile),
+            seed=request.seed,
+            seconds=time.perf_counter() - started,
+            engine=weighing.engine,
+            engine_reason=weighing.reason,
+            precision=request.precision,
+            notes=_rounding_note(worst) + notes,
+        )
 
-def log_marginal(
-    model: Callable,
-    guide: Callable,
-    data: Data,
-    *,
-    estimator: Importance | str = Importance(),  # noqa: B008  (a frozen value)
-    seed: int = 0,
-    plate: str | None = "data",
-    engine: str = "auto",
-    precision: str = "float32",
-    device: str | torch.device | None = None,
-    progress: bool = True,
-) -> Estimate:
-    """log p(x) of every datum under a Pyro pair, with its error.
-
-    Args:
-        model, guide: any Pyro pair. Per-datum sites stand in the plate named `plate`; with
-            `plate=None` the whole data set has one joint evidence.
-        data: tensor `[N, ...]` or a tuple of such, handed to model and guide in batches.
-        estimator: `Importance(num_samples=5000)`.
-        seed: of the draws; the caller's random state is left alone.
-        engine: `eager` runs Pyro's handlers for every tile; `compiled` runs them once and compiles
-            what they did; `auto` compiles where the work repays it. The draws are the same.
-        precision: `float32` (never TF32 or autocast, whatever the global settings), `float64`, or
-            `tf32` or `bfloat16`: then the result notes by how many nats that moves it.
-        device: where data and modules are moved; by default data go where the modules are.
-    Returns: an `Estimate`, float64 tensors on the CPU.
-    Raises: `PairError` (pair and question do not fit), `RequestError`, `NonFiniteError` (a weight
-        is NaN; names datum and site).
-    """
-    if isinstance(estimator, str):
-        if estimator != "importance":
-            raise RequestError(f"estimator: '{estimator}' is unknown. Choices: importance")
-        estimator = Importance()
-    check_engine(engine)
-    started = time.perf_counter()
-    results: dict[str, Tensor] = {}
-    worst = 0.0
-    notes: tuple[str, ...] = ()
-    with tiled(
-        model,
-        guide,
-        data,
-        estimator.num_samples,
-        seed=seed,
-        plate=plate,
-        device=device,
-        precision=precision,
-    ) as tiles:
-        with working("preparing log p(x)", progress):
-            weighing = Weighing(tiles, weights, engine)
-        num_tiles = len(tiles.rows()) * len(tiles.columns())
-        with Progress("log p(x)", num_tiles, progress, unit="tiles") as bar:
-            stop = 0
-            for state in stream(weighing, bar):
-                worst = max(worst, float(state.rounding.max()))
-                start, stop = stop, stop + len(state.peak)
-                for name, found in streaming.finish(state).items():
-                    # Rows of one tensor: many small ones kept between large tiles would pin the
-                    # allocator's memory, a third of a MiB a datum.
-                    if name not in results:
-                        size = tiles.num_data if plate is not None else len(found)
-                        results[name] = found.new_empty(size)
-                    results[name][start:stop] = found
-        if precision in ("bfloat16", "tf32"):
-            notes = (_precision_note(tiles, results["value"], precision),)
-    return Estimate(
-        **{name: tensor.cpu() for name, tensor in results.items()},  # type: ignore[arg-type]
-        quantity="log p(x)" if plate is not None else "joint log p(x)",
-        estimator=estimator.name,
-        num_samples=estimator.num_samples,
-        bias_direction="low in expectation",
-        khat_threshold=khat_threshold(estimator.num_samples),
-        tile=(tiles.data_per_tile, tiles.samples_per_tile),
-        seed=seed,
-        seconds=time.perf_counter() - started,
-        engine=weighing.engine,
-        engine_reason=weighing.reason,
-        precision=precision,
-        notes=_rounding_note(worst) + notes,
-    )
+    def _guide(self, request: Request) -> Callable | None:
+        if self.proposal == "prior":
+            return prior_of(request.model)
+        return Widened(self.width)(request.guide) if self.proposal == "widened" else None
 
 
 def _precision_note(tiles: Tiles, value: Tensor, precision: str) -> str:

@@ -29,7 +29,8 @@ class Model:
     value: `[runs, N]`, log p(x) of each run and datum.
     std_error: `[runs, N]`, its Monte-Carlo error.
     elbo: `[runs, N]`, the mean log-weight of the same samples.
-    khat_bad, khat_unknown: `[runs, N]`, is k-hat too large, or not known?
+    flagged, unknown: `[runs, N]`, are errors not to be believed, or is that not known?
+    flag: what tells so: `k-hat is too large`.
     estimators: in words, how the runs were estimated: `importance, K=5000`; each way once.
     """
 
@@ -38,8 +39,9 @@ class Model:
     value: Tensor
     std_error: Tensor
     elbo: Tensor
-    khat_bad: Tensor
-    khat_unknown: Tensor
+    flagged: Tensor
+    unknown: Tensor
+    flag: str
     estimators: tuple[str, ...]
 
     @property
@@ -65,29 +67,29 @@ class Model:
         return float(-0.5 * self.std_error.square().mean())
 
     @property
-    def khat_bad_share(self) -> float:
-        """Of the estimates whose k-hat is known; NaN if none is."""
-        known = int((~self.khat_unknown).sum())
-        return int(self.khat_bad.sum()) / known if known else math.nan
+    def flagged_share(self) -> float:
+        """Of the estimates of which that is known; NaN if of none."""
+        known = int((~self.unknown).sum())
+        return int(self.flagged.sum()) / known if known else math.nan
 
     @property
-    def khat_unknown_share(self) -> float:
-        return float(self.khat_unknown.double().mean())
+    def unknown_share(self) -> float:
+        return float(self.unknown.double().mean())
 
     @property
     def hidden_bias(self) -> float:
-        """How far the mean may lie too low, by `HIDDEN`, for data that k-hat does not vouch for."""
+        """How far the mean may lie too low, by `HIDDEN`, for data that nothing vouches for."""
         raised = (self.value - self.elbo).nan_to_num(0.0).clamp_min(1.0)
-        return float(HIDDEN * ((self.khat_bad | self.khat_unknown) * raised).mean())
+        return float(HIDDEN * ((self.flagged | self.unknown) * raised).mean())
 
     @property
     def distrust(self) -> str:
-        """What k-hat says against these estimates; empty if nothing."""
+        """What speaks against these estimates; empty if nothing."""
         said = []
-        if self.khat_bad.any():
-            said.append(f"k-hat is too large for {_percent(self.khat_bad_share)} of the data")
-        if self.khat_unknown.any():
-            share = _percent(self.khat_unknown_share)
+        if self.flagged.any():
+            said.append(f"{self.flag} for {_percent(self.flagged_share)} of the data")
+        if self.unknown.any():
+            share = _percent(self.unknown_share)
             said.append(f"k-hat is unknown, for want of samples, for {share} of the data")
         return " and ".join(said)
 
@@ -167,7 +169,7 @@ class Difference:
             said += ", and more than 2 of the spread between training seeds."
         for model in (self.model, self.reference):
             if model.distrust:
-                share = float((model.khat_bad | model.khat_unknown).double().mean())
+                share = float((model.flagged | model.unknown).double().mean())
                 said += (
                     f" For '{model.name}' {model.distrust}, which would have to be off by "
                     f"{abs(self.mean) / share:.3g} nats each to account for it."
@@ -206,21 +208,32 @@ def compare(folders: Sequence[str | PathLike]) -> list[Model]:
 def _model(name: str, evaluated: Sequence[tuple[Run, dict[str, Tensor], dict[str, Any]]]) -> Model:
     runs, arrays, summaries = zip(*evaluated, strict=True)
     held = {key: torch.stack([one[key] for one in arrays]) for key in ARRAYS}
-    thresholds = held["khat"].new_tensor([summary["khat_threshold"] for summary in summaries])
+    flags = [_flags(one, summary) for one, summary in zip(arrays, summaries, strict=True)]
     return Model(
         name=name,
         runs=runs,
         value=held["value"],
         std_error=held["std_error"],
         elbo=held["elbo"],
-        khat_bad=held["khat"] > thresholds[:, None],
-        khat_unknown=held["khat"].isnan(),
+        flagged=torch.stack([flagged for flagged, _ in flags]),
+        unknown=torch.stack([unknown for _, unknown in flags]),
+        flag=" or ".join(dict.fromkeys(s.get("flag", "k-hat is too large") for s in summaries)),
         estimators=tuple(dict.fromkeys(map(_estimator, summaries))),
     )
 
 
+def _flags(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Data whose errors are not to be believed, and those of which that is not known."""
+    if "khat" in arrays:
+        return arrays["khat"] > summary["khat_threshold"], arrays["khat"].isnan()
+    flagged = arrays.get("flagged", torch.zeros_like(arrays["value"])).bool()
+    return flagged, torch.zeros_like(flagged)
+
+
 def _estimator(summary: Mapping[str, Any]) -> str:
-    return f"{summary['estimator']}, K={summary['num_samples']}"
+    told = f"{summary['estimator']}, K={summary['num_samples']}"
+    steps = summary.get("num_temperatures")
+    return told if steps is None else f"{told}, T={steps}"
 
 
 def model_differences(a: ExperimentSpec, b: ExperimentSpec) -> dict[str, tuple[Any, Any]]:
@@ -313,8 +326,8 @@ def report(models: Sequence[Model]) -> None:
             (
                 model.name,
                 "; ".join(model.estimators),
-                _percent(model.khat_bad_share),
-                _percent(model.khat_unknown_share),
+                _percent(model.flagged_share),
+                _percent(model.unknown_share),
             )
             for model in models
         ),

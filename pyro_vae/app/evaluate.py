@@ -199,14 +199,14 @@ def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -
     if "bits_per_dim" in summary:
         text = f"upper bound, 0-{summary['levels'] - 1} scale"
         rows.append(("bits per dimension", _number(summary["bits_per_dim"], 3), text))
-    share = summary["khat_bad_share"]
-    rows.append(
-        (
-            "Pareto k-hat too large",
-            "unknown" if math.isnan(share) else f"{share:.1%}",
-            f"of data; threshold {summary['khat_threshold']:.2f}",
-        )
-    )
+    if "khat_bad_share" in summary:
+        share = summary["khat_bad_share"]
+        text = f"of data; threshold {summary['khat_threshold']:.2f}"
+        told = "unknown" if math.isnan(share) else f"{share:.1%}"
+        rows.append(("Pareto k-hat too large", told, text))
+    elif estimate.flagged is not None:
+        told = f"{estimate.num_flagged / estimate.num_data:.1%}"
+        rows.append(("flagged", told, f"of data: {summary['flag']}"))
     title = f"{run.path}: {spec.prior.name} prior, {spec.guide.name} guide, {summary['split']} data"
     show_table(title, ("quantity", ">value", ""), rows)
     say(f"How far to trust it: {estimate}{''.join(f' Note: {w}.' for w in summary['warnings'])}")

@@ -227,15 +227,16 @@ class Run:
         arrays, marks = read_tensors(path, remedy)
         if any(str(summary.get(key)) != marks.get(key) for key in EVALUATION_MARKS):
             raise RunError(f"{path}: belongs to another evaluation than evaluation.json; {remedy}")
-        lengths = [len(arrays[name]) for name in ARRAYS if name in arrays]
-        if lengths != [summary.get("num_data")] * len(ARRAYS):
+        wanted = (*ARRAYS, "khat") if "khat_threshold" in summary else ARRAYS
+        lengths = [len(arrays[name]) for name in wanted if name in arrays]
+        if lengths != [summary.get("num_data")] * len(wanted):
             raise RunError(f"{path}: damaged (not one number per datum); {remedy}")
         if summary["weights_fingerprint"] != self.weights_fingerprint():
             raise RunError(f"{path}: was made with other weights than {self._weights}; {remedy}")
         return arrays, summary
 
 
-ARRAYS = ("value", "std_error", "elbo", "khat")  # per datum
+ARRAYS = ("value", "std_error", "elbo")  # per datum, of every estimator
 EVALUATION_MARKS = (
     "estimator",
     "num_samples",

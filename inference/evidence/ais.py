@@ -1,0 +1,227 @@
+"""Annealed importance sampling with Hamiltonian Monte Carlo (Neal 2001, arXiv:physics/9803008).
+
+For decoders: Wu, Burda, Salakhutdinov, Grosse, arXiv:1611.04273.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
+
+from inference.errors import PairError
+from inference.evidence.annealed import MAX_SPREAD, MIN_ACCEPTANCE, AnnealedEstimate
+from inference.evidence.estimate import Estimate
+from inference.evidence.estimator import Estimator, Request
+from inference.evidence.hmc import Chains
+from inference.evidence.proposals import prior_of
+from inference.evidence.space import Data, GaussianStart, LatentSpace, NoiseSpace, Space
+from inference.evidence.tempering import Settings, Tuned, Walk, pilot, schedule, seeded
+from inference.progress import Progress, working
+from inference.tiles import Tile, Tiles
+
+# Temperatures follow from the path's length L: log w has a variance of about 4 L^2 / T where
+# chains keep up, and this is the one that is aimed at for nine data in ten.
+AIM = 0.25
+FEWEST, MOST = 100, 2_000
+
+
+class Weighed(NamedTuple):
+    """What chains say of each datum, `[data]`."""
+
+    value: Tensor  # log p^(x)
+    std_error: Tensor
+    ess: Tensor  # of the chains' weights
+    spread: Tensor  # sd of log w over chains
+    acceptance: Tensor
+    bound: Tensor  # the mean of log f_1/f_0 under f_0
+
+
+class AIS(Estimator):
+    """Chains of `num_temperatures` steps from an easy density to p(x, z), one weight a chain.
+
+        log w = sum_t (beta_t - beta_{t-1}) log f_1/f_0 (u_{t-1}),   E[w] = p(x)
+
+    Low in expectation, unbiased on the weight scale: what a pilot tunes is frozen before the
+    chains that are weighed begin. Steps are Hamiltonian, `num_leapfrog` gradients each.
+
+    Args:
+        start: f_0. `guide`: q(z|x); `prior`: p(z); `gaussian`: with the moments of the guide's
+            draws, for guides whose density is known at their own draws only.
+        space: where chains move. `latent`: the latents, without their constraints; `noise`: the
+            Gaussian noise that f_0's draws are made of; `auto`: noise where they are, else latent.
+        num_chains: weights of each datum.
+        num_temperatures: T; None takes what the pilot finds to be enough, 100 to 2000.
+        pilot_temperatures: of the pilot, which finds each datum's step size and temperatures.
+        num_leapfrog, keep, acceptance, jitter: gradients of a step, the share of the momentum that
+            stays, the acceptance that step sizes aim at, and their random part.
+    """
+
+    name: Literal["ais"] = "ais"
+    start: Literal["guide", "prior", "gaussian"] = "guide"
+    space: Literal["auto", "latent", "noise"] = "auto"
+    num_chains: int = Field(default=16, ge=2)
+    num_temperatures: PositiveInt | None = None
+    pilot_temperatures: int = Field(default=30, ge=4)
+    num_leapfrog: PositiveInt = 2
+    keep: float = Field(default=0.5, ge=0, lt=1)
+    acceptance: float = Field(default=0.8, gt=0, lt=1)
+    jitter: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _gaussian_in_latent_space(self):
+        if self.start == "gaussian" and self.space == "noise":
+            raise ValueError(
+                "start 'gaussian' has no noise of the guide's to move in: take space 'latent', or "
+                "start 'guide'"
+            )
+        return self
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(
+            num_leapfrog=self.num_leapfrog,
+            keep=self.keep,
+            jitter=self.jitter,
+            acceptance=self.acceptance,
+            pilot_temperatures=self.pilot_temperatures,
+            # From far away, most of the path's length lies near 0.
+            power=4.0 if self.start == "prior" else 2.0,
+        )
+
+    def run(self, request: Request) -> Estimate:
+        started = time.perf_counter()
+        instead = prior_of(request.model) if self.start == "prior" else None
+        with request.tiled(self.num_chains, whole_rows=True, guide=instead) as tiles:
+            every = [tiles.tile(start) for start in tiles.rows()]
+            with working("preparing", request.progress):
+                steps = self.pilot_temperatures + (self.num_temperatures or self.fewest)
+                space = self.space_of(tiles)
+                walk = Walk(tiles, space, self.settings, request.engine, steps * len(every))
+            tuned = tune(walk, every, self.num_chains, progress=request.progress)
+            num_temperatures = self.num_temperatures or self.enough(tuned)
+            parts = []
+            total = len(every) * num_temperatures
+            with Progress(self.name.upper(), total, request.progress, unit="steps") as bar:
+                for tile, found in zip(every, tuned, strict=True):
+                    data, num_real = walk.data_of(tile)
+                    seeded(tiles, tile, "chains")
+                    betas = schedule(found, num_temperatures)
+                    weighed = self.weigh(walk, data, found, betas, bar)
+                    parts.append([part[tile.skip : num_real] for part in weighed])
+            joined = Weighed(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
+        flagged = ~(joined.spread <= MAX_SPREAD) | (joined.acceptance < MIN_ACCEPTANCE)
+        return AnnealedEstimate(
+            value=joined.value,
+            std_error=joined.std_error,
+            degrees=self.num_chains - 1,
+            flagged=flagged,
+            ess=joined.ess,
+            spread=joined.spread,
+            acceptance=joined.acceptance,
+            elbo=joined.bound,
+            num_temperatures=num_temperatures,
+            quantity=request.quantity,
+            estimator=self.name,
+            num_samples=self.num_chains,
+            bias_direction="low in expectation",
+            tile=(tiles.data_per_tile, tiles.samples_per_tile),
+            seed=request.seed,
+            seconds=time.perf_counter() - started,
+            engine=walk.engine,
+            engine_reason=walk.reason,
+            precision=request.precision,
+        )
+
+    def weigh(
+        self, walk: Walk, data: Data, tuned: Tuned, betas: Tensor, bar: Progress | None
+    ) -> Weighed:
+        """What the chains of one tile say."""
+        log_w, acceptance, bound, _ = anneal(walk, data, tuned, betas, self.num_chains, bar)
+        return of_chains(log_w, acceptance, bound)
+
+    @property
+    def fewest(self) -> int:
+        """The least that a pilot may find to be enough."""
+        return FEWEST
+
+    def enough(self, tuned: Sequence[Tuned]) -> int:
+        """Temperatures that bring the variance of log w to `AIM` for nine data in ten."""
+        squares = torch.cat([each.length for each in tuned]).square()
+        wanted = 4 * float(squares.quantile(0.9)) / AIM
+        return int(min(max(wanted, FEWEST), MOST))
+
+    def space_of(self, tiles: Tiles) -> Space:
+        """Raises: `PairError` where the pair's latents have no such space."""
+        if self.start == "gaussian":
+            return GaussianStart(tiles.scorer, tiles.arguments)
+        if self.space != "latent":
+            try:
+                return NoiseSpace(tiles.scorer, tiles.arguments)
+            except PairError:
+                if self.space == "noise":
+                    raise
+        return LatentSpace(tiles.scorer, tiles.arguments)
+
+
+def tune(walk: Walk, every: Sequence[Tile], num_chains: int, *, progress: bool) -> list[Tuned]:
+    """A pilot for each tile."""
+    found = []
+    total = len(every) * walk.settings.pilot_temperatures
+    with Progress("pilot", total, progress, unit="steps") as bar:
+        for tile in every:
+            data, _ = walk.data_of(tile)
+            seeded(walk.tiles, tile, "pilot")
+            found.append(pilot(walk, data, num_chains, bar))
+    return found
+
+
+def anneal(
+    walk: Walk,
+    data: Data,
+    tuned: Tuned,
+    betas: Tensor,
+    num_chains: int,
+    bar: Progress | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Chains]:
+    """Weights of chains that go from f_0 to f_1.
+
+        log w = sum_t (beta_t - beta_{t-1}) log f_1/f_0 (u_{t-1}),   E[w] = p(x)
+
+    Args:
+        betas: `[T + 1, data]`, from 0 to 1.
+    Returns: log w `[chains, data]` float64; `[data]`: the mean acceptance, and the mean of
+        log f_1/f_0 under f_0 (the ELBO, where that is the guide); the chains.
+    """
+    chains = walk.begin(data, num_chains)
+    bound = chains.log_ratio.mean(0)
+    log_w = torch.zeros_like(chains.start)
+    acceptance = torch.zeros_like(chains.start[0])
+    for before, beta in itertools.pairwise(betas):
+        log_w = log_w + (beta - before) * chains.log_ratio
+        moved = walk.move(chains, beta, tuned, data)
+        chains = moved.chains
+        acceptance += moved.acceptance.mean(0) / (len(betas) - 1)
+        if bar is not None:
+            bar.advance()
+    return log_w, acceptance, bound, chains
+
+
+def of_chains(log_w: Tensor, acceptance: Tensor, bound: Tensor) -> Weighed:
+    """What the weights of independent chains `[chains, data]` say."""
+    num_chains = len(log_w)
+    value = log_w.logsumexp(0) - math.log(num_chains)
+    weight = (log_w - value).exp()  # relative to their mean
+    spread = log_w.std(0)
+    # Cox's error is that of a mean of lognormal weights. The weights' own is smaller than that for
+    # those few chains that seldom draw a large one; where there are no such, Cox's is too large.
+    own = weight.var(0) / num_chains
+    cox = spread.square() / num_chains + spread**4 / (2 * (num_chains - 1))
+    ess = num_chains / weight.square().mean(0)
+    return Weighed(value, ((own + cox) / 2).sqrt(), ess, spread, acceptance, bound)

@@ -1,0 +1,117 @@
+"""log p(x) of discrete latents, by all their values."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Literal
+
+import torch
+from pydantic import PositiveInt
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from inference.errors import PairError
+from inference.evidence.estimate import Estimate
+from inference.evidence.estimator import Estimator, Request
+from inference.evidence.points import Points
+from inference.evidence.proposals import points_of, prior_of
+from inference.particles import Given, Scorer
+from inference.progress import Progress
+from inference.supports import in_a_line, plain_fn
+from inference.tiles import even_share, numbers_per_tile
+
+
+class Enumerate(Estimator):
+    """log p(x) = log sum_z p(x, z) over all values of discrete latents; exact.
+
+    Every number of a datum's latents takes every value of its support: at most `most_values`
+    combinations. The guide is not used.
+    Raises: `PairError` for latents without a finite support, and for more combinations.
+    """
+
+    name: Literal["enumerate"] = "enumerate"
+    most_values: PositiveInt = 2**16
+
+    def run(self, request: Request) -> Estimate:
+        started = time.perf_counter()
+        guide = prior_of(Unmarked()(request.model))
+        with request.tiled(
+            1, whole_rows=True, model=Unmarked()(request.model), guide=guide
+        ) as tiles:
+            few = tiles.arguments if tiles.pair.whole else tuple(a[:3] for a in tiles.arguments)
+            values, points = self._values(tiles.scorer, few)
+            found = []
+            share = max(1, numbers_per_tile(tiles.device) // tiles.pair.event_numel)
+            size = even_share(tiles.num_data, max(1, share // len(values)))
+            if tiles.pair.whole:
+                size = tiles.num_data
+            at_once = even_share(len(values), max(1, share // size))
+            starts = range(0, tiles.num_data, size)
+            with Progress("enumerate", len(starts), request.progress, unit="tiles") as bar:
+                for start in starts:
+                    data = tuple(a[start : start + size] for a in tiles.arguments)
+                    tiles.check(data)
+                    parts = []
+                    for part in values.split(at_once):
+                        num = 1 if tiles.pair.data_dim is None else len(data[0])
+                        u = part.unsqueeze(1).expand(-1, num, -1)
+                        given = Given(points.split(u))(tiles.pair.guide)
+                        record = tiles.scorer.with_guide(given)(data, len(part))
+                        log_p: Tensor = sum(record.log_p.values())  # type: ignore[assignment]
+                        parts.append(log_p.reshape(len(part), -1).logsumexp(0))
+                    found.append(torch.stack(parts).logsumexp(0))
+                    bar.advance()
+            value = torch.cat(found).cpu()
+        return Estimate(
+            value=value,
+            std_error=torch.zeros_like(value),
+            elbo=torch.full_like(value, math.nan),
+            quantity=request.quantity,
+            estimator=self.name,
+            num_samples=len(values),
+            bias_direction="exact",
+            tile=(size, at_once),
+            seed=request.seed,
+            seconds=time.perf_counter() - started,
+            precision=request.precision,
+        )
+
+    def _values(self, scorer: Scorer, few: tuple[Tensor, ...]) -> tuple[Tensor, Points]:
+        """All combinations `[M, D]`, and how a combination lies in the sites."""
+        record = scorer(few, 2)
+        points = points_of(record, scorer.pair, folded=scorer.folded)
+        units: list[Tensor] = []  # of each number (or vector) of a datum, its values [S, e]
+        for name in record.latents:
+            support = _support(name, record.model_fn[name])
+            place = points.places[name].part
+            units += [support] * ((place.stop - place.start) // support.shape[1])
+        count = math.prod(len(unit) for unit in units)
+        if count > self.most_values:
+            raise PairError(
+                f"enumerate: the latents of a datum take {count:,} values together, more than "
+                f"{self.most_values:,}; use estimator='importance', or raise most_values"
+            )
+        index = torch.cartesian_prod(*(torch.arange(len(unit)) for unit in units))
+        index = index.reshape(count, len(units)).to(few[0].device)
+        return torch.cat([unit[index[:, i]] for i, unit in enumerate(units)], 1), points
+
+
+class Unmarked(Messenger):
+    """Take marks for enumeration off: here all sites are."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
+
+
+def _support(name: str, fn) -> Tensor:
+    """All values of one number, or of one vector, of a site: `[S, e]`."""
+    fn = plain_fn(fn)
+    if not getattr(fn, "has_enumerate_support", False):
+        raise PairError(
+            f"enumerate: site '{name}' draws from {type(fn).__name__} on {in_a_line(fn.support)}, "
+            "which is no finite set; use estimator='importance', or 'quadrature' for one or two "
+            "numbers"
+        )
+    values = fn.enumerate_support(expand=False)
+    return values.reshape(len(values), -1)

@@ -1,0 +1,65 @@
+"""What every estimator of log p(x) is: a frozen value that answers a request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from inference.evidence.estimate import Estimate
+from inference.pair import Data
+from inference.tiles import Tiles, tiled
+
+
+@dataclass(frozen=True)
+class Request:
+    """The question put to an estimator, as `log_marginal` has it."""
+
+    model: Callable
+    guide: Callable
+    data: Data
+    seed: int = 0
+    plate: str | None = "data"
+    engine: str = "auto"
+    precision: str = "float32"
+    device: str | torch.device | None = None
+    progress: bool = True
+
+    @property
+    def quantity(self) -> str:
+        return "log p(x)" if self.plate is not None else "joint log p(x)"
+
+    def tiled(
+        self,
+        num_samples: int,
+        *,
+        whole_rows: bool = False,
+        model: Callable | None = None,
+        guide: Callable | None = None,
+    ) -> AbstractContextManager[Tiles]:
+        """Tiles over data and samples; `model` and `guide` in the place of the pair's own."""
+        return tiled(
+            self.model,
+            self.guide,
+            self.data,
+            num_samples,
+            seed=self.seed,
+            plate=self.plate,
+            device=self.device,
+            precision=self.precision,
+            whole_rows=whole_rows,
+            instead=(model or self.model, guide or self.guide),
+        )
+
+
+class Estimator(BaseModel):
+    """A way to estimate log p(x), with its settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def run(self, request: Request) -> Estimate:
+        """The estimate. Raises: `PairError`, `RequestError`, `NonFiniteError`."""
+        raise NotImplementedError

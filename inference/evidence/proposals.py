@@ -1,0 +1,126 @@
+"""Where importance draws come from, if not from the guide as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal, StudentT
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Independent, TransformedDistribution
+
+from inference.errors import PairError
+from inference.evidence.points import Points
+from inference.pair import Pair
+from inference.particles import Given, Scorer
+from inference.record import LogWeights
+
+
+def prior_of(model: Callable) -> Callable:
+    """The model's own latents as a guide: q(z) = p(z), so that log w = log p(x|z)."""
+    return poutine.block(model, hide_fn=lambda site: bool(site.get("is_observed")))
+
+
+class Defensive:
+    """Draws from guide and prior in turn, each weighed by the mixture of both.
+
+        q_a(z|x) = a q(z|x) + (1 - a) p(z),   w = p(x, z) / q_a(z|x) <= p(x|z) / (1 - a)
+
+    Of K draws a K come from the guide (Owen and Zhou 2000: weights of a mixture whose shares are
+    kept exactly), so that no region of the prior has weights without bound. Stands in a scorer's
+    place; the guide's density must be known anywhere.
+    """
+
+    def __init__(self, scorer: Scorer, share: float):
+        self.scorer, self.share = scorer, share
+        self.pair: Pair = scorer.pair
+        self.folded = scorer.folded
+        self.prior = scorer.with_guide(prior_of(scorer.pair.model))
+
+    def __call__(
+        self,
+        arguments: tuple[Tensor, ...],
+        num_particles: int,
+        subset: Tensor | None = None,
+        *,
+        check: bool = False,
+    ) -> LogWeights:
+        of_guide = self.scorer(arguments, num_particles, subset, check=check)
+        of_prior = self.prior(arguments, num_particles, subset)
+        points = points_of(of_guide, self.pair, folded=self.folded)
+        # As evenly in turn as the number allows: 0, 1, 0, 1 for a half.
+        count = math.floor(num_particles * (1 - self.share) + 1e-9)
+        turns = torch.arange(num_particles + 1, device=arguments[0].device) * count
+        turns = turns.div(num_particles, rounding_mode="floor")
+        from_prior = turns[1:] > turns[:-1]
+        u = torch.where(
+            from_prior.reshape(-1, 1, 1),
+            points.join(of_prior.latents, num_particles),
+            points.join(of_guide.latents, num_particles),
+        )
+        given = Given(points.split(u))(self.pair.guide)
+        record = self.scorer.with_guide(given)(arguments, num_particles, subset)
+        log_q: Tensor = sum(record.log_q.values())  # type: ignore[assignment]
+        log_prior: Tensor = sum(record.log_p[n] for n in record.latents)  # type: ignore[assignment]
+        if count == 0:
+            return replace(record, log_q={"mixture": log_q})
+        if count == num_particles:
+            return replace(record, log_q={"mixture": log_prior})
+        mixture = torch.logaddexp(
+            log_q + math.log(1 - count / num_particles),
+            log_prior + math.log(count / num_particles),
+        )
+        return replace(record, log_q={"mixture": mixture})
+
+
+def points_of(record: LogWeights, pair: Pair, *, folded: bool) -> Points:
+    """How the latents of a record lie side by side."""
+    axes: dict[str, int | None] = dict.fromkeys(record.latents)
+    if pair.data_dim is not None:
+        for name, value in record.latents.items():
+            axes[name] = value.dim() - record.model_fn[name].event_dim + pair.data_dim
+    return Points(record.latents, axes, folded=folded)
+
+
+class Widened(Messenger):
+    """Let Gaussian sites of a guide draw `width` times as far from their centre.
+
+    Of transformed Gaussians (flows), the noise that they begin with.
+    Raises: `PairError` for other sites.
+    """
+
+    def __init__(self, width: float):
+        super().__init__()
+        self.width = width
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["type"] != "sample" or not hasattr(msg["fn"], "event_shape"):
+            return
+        if type(msg["fn"]).__name__ != "_Subsample":
+            msg["fn"] = _widened(msg["name"], msg["fn"], self.width)
+
+
+def _widened(name: str, fn, width: float):
+    if isinstance(fn, Independent):
+        return _widened(name, fn.base_dist, width).to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, Normal):
+        return Normal(fn.loc, width * fn.scale)
+    if isinstance(fn, StudentT):
+        return StudentT(fn.df, fn.loc, width * fn.scale)
+    if isinstance(fn, MultivariateNormal):
+        return MultivariateNormal(fn.loc, scale_tril=width * fn.scale_tril)
+    if isinstance(fn, LowRankMultivariateNormal):
+        return LowRankMultivariateNormal(
+            fn.loc, width * fn._unbroadcasted_cov_factor, width**2 * fn._unbroadcasted_cov_diag
+        )
+    if isinstance(fn, TransformedDistribution):
+        return type(fn)(_widened(name, fn.base_dist, width), fn.transforms)
+    raise PairError(
+        f"site '{name}' of the guide draws from {type(fn).__name__}, which has no width to widen; "
+        "use proposal='defensive'"
+    )

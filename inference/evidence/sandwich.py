@@ -1,0 +1,193 @@
+"""Two-sided bounds on log p(x), on data that are simulated from the model.
+
+Of such data one exact draw from p(z|x) is known: the latent that they were made of. Bidirectional
+Monte Carlo: Grosse, Ghahramani, Adams, arXiv:1511.02543.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, PositiveInt, field_validator
+from torch import Tensor
+
+from inference.errors import RequestError
+from inference.evidence.ais import AIS, anneal, tune
+from inference.evidence.estimate import Estimate
+from inference.evidence.estimator import Estimator, Request
+from inference.evidence.simulate import simulate
+from inference.evidence.space import GaussianStart, LatentSpace
+from inference.evidence.tempering import Tuned, Walk, schedule, seeded
+from inference.isolation import derived_seed
+from inference.pair import as_arguments
+from inference.progress import Progress, working
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class SandwichEstimate(Estimate):
+    """Bounds on log p(x_n) of simulated data: `value` from below, `upper` from above.
+
+    Args:
+        upper: `[N]`, log of a mean of weights of which one chain went back from the true latent:
+            E[upper] >= log p(x) >= E[value].
+        num_temperatures: steps of a chain.
+    """
+
+    upper: Tensor
+    num_temperatures: int
+
+    @property
+    def gap(self) -> float:
+        """The mean of upper - value, nats: log p(x)'s mean lies within it, in expectation."""
+        return float((self.upper - self.value).mean())
+
+    @property
+    def gap_std_error(self) -> float:
+        gaps = self.upper - self.value
+        return float(gaps.std() / math.sqrt(len(gaps))) if len(gaps) > 1 else math.nan
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {**super().arrays(), "upper": self.upper}
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            **super().summary(),
+            "num_temperatures": self.num_temperatures,
+            "upper": float(self.upper.mean()),
+            "gap": self.gap,
+            "gap_std_error": self.gap_std_error,
+        }
+
+    def _how(self) -> str:
+        return (
+            f"{self.estimator} with {self.num_samples} chains of {self.num_temperatures} "
+            "temperatures"
+        )
+
+    def _errors(self) -> list[str]:
+        return [
+            f"Between {self.mean:.3f} and {float(self.upper.mean()):.3f}: a gap of {self.gap:.2g} "
+            f"+- {self.gap_std_error:.1g} nats. It tells how well this sampler does on data like "
+            "the model's own, not on yours."
+        ]
+
+
+class Sandwich(Estimator):
+    """log p(x) from below and from above, on data simulated from the model.
+
+    Of each simulated x the true latent z* is an exact draw from p(z|x). Of C chains,
+
+        lower = log 1/C sum_c w_c,   upper = log 1/C (w* + sum_{c<C} w_c),
+
+    where w* is the weight of a chain that went the same way back from z*; E[lower] <= log p(x) <=
+    E[upper]. A mode that no chain meets from the guide shows as a gap.
+
+    Args:
+        num_data: data to simulate; covariates are taken from the data in turn.
+        chains: the settings of the chains, in latent space.
+    """
+
+    name: Literal["sandwich"] = "sandwich"
+    num_data: PositiveInt = 1000
+    chains: AIS = Field(default=AIS(space="latent"))
+
+    @field_validator("chains")
+    @classmethod
+    def _in_latent_space(cls, chains: AIS) -> AIS:
+        if chains.name != "ais" or chains.start == "prior":
+            raise ValueError("chains are of AIS, from the guide or a gaussian")
+        return chains.model_copy(update={"space": "latent"})
+
+    def run(self, request: Request) -> SandwichEstimate:
+        if request.plate is None:
+            raise RequestError("sandwich: simulated data are weighed one by one; name their plate")
+        started = time.perf_counter()
+        chains, given = self.chains, as_arguments(request.data)
+        index = torch.arange(self.num_data) % len(given[0])
+        rows = tuple(a[index.to(a.device)] for a in given)
+        made = simulate(request.model, rows, derived_seed("simulated", request.seed))
+        request = replace(request, data=made.arguments)
+        with request.tiled(chains.num_chains, whole_rows=True) as tiles:
+            every = [tiles.tile(start) for start in tiles.rows()]
+            with working("preparing", request.progress):
+                space = chains.space_of(tiles)
+                assert isinstance(space, LatentSpace | GaussianStart)
+                latent = space if isinstance(space, LatentSpace) else space.inner
+                steps = chains.pilot_temperatures + 2 * (chains.num_temperatures or chains.fewest)
+                walk = Walk(tiles, space, chains.settings, request.engine, steps * len(every))
+            true = latent.point_of(made.latents)
+            tuned = tune(walk, every, chains.num_chains, progress=request.progress)
+            num_temperatures = chains.num_temperatures or chains.enough(tuned)
+            parts = []
+            total = 2 * len(every) * num_temperatures
+            with Progress("sandwich", total, request.progress, unit="steps") as bar:
+                for tile, found in zip(every, tuned, strict=True):
+                    data, num_real = walk.data_of(tile)
+                    seeded(tiles, tile, "chains")
+                    betas = schedule(found, num_temperatures)
+                    forth, _, bound, _ = anneal(walk, data, found, betas, chains.num_chains, bar)
+                    size = forth.shape[1]
+                    start = true[:, tile.start : tile.stop]
+                    start = torch.cat(
+                        [start, start[:, -1:].expand(-1, size - start.shape[1], -1)], 1
+                    )
+                    back = retraced(walk, data, found, betas, start, chains.num_chains, bar)
+                    lower = _log_mean(forth)
+                    upper = _log_mean(torch.cat([back[:1], forth[1:]]))
+                    spread = (forth - lower).exp().std(0) / math.sqrt(len(forth))
+                    parts.append([p[:num_real] for p in (lower, upper, spread, bound)])
+            lower, upper, spread, bound = (torch.cat(p).cpu() for p in zip(*parts, strict=True))
+        return SandwichEstimate(
+            value=lower,
+            upper=upper,
+            std_error=spread,
+            elbo=bound,
+            degrees=chains.num_chains - 1,
+            quantity="log p(x) of data simulated from the model",
+            estimator=self.name,
+            num_samples=chains.num_chains,
+            num_temperatures=num_temperatures,
+            bias_direction="below in expectation, and the upper bound above",
+            tile=(tiles.data_per_tile, tiles.samples_per_tile),
+            seed=request.seed,
+            seconds=time.perf_counter() - started,
+            engine=walk.engine,
+            engine_reason=walk.reason,
+            precision=request.precision,
+        )
+
+
+def retraced(
+    walk: Walk,
+    data: tuple[Tensor, ...],
+    tuned: Tuned,
+    betas: Tensor,
+    point: Tensor,
+    num_chains: int,
+    bar: Progress | None = None,
+) -> Tensor:
+    """Weights of chains that go from exact draws of f_1 back to f_0: E[1/w] = 1/p(x).
+
+    Steps and momenta in reverse order are the same steps, since each half of them (fresh momentum;
+    leapfrogs and their acceptance) is reversible and a momentum is as likely as its negative.
+
+    Args:
+        point: `[1, data, D]`, from which all chains begin.
+    Returns: log w `[num_chains, data]`.
+    """
+    chains = walk.begin_at(point.expand(num_chains, -1, -1).contiguous(), data)
+    log_w = torch.zeros_like(chains.start)
+    for i in range(len(betas) - 1, 0, -1):
+        chains = walk.move(chains, betas[i], tuned, data).chains
+        log_w = log_w + (betas[i] - betas[i - 1]) * chains.log_ratio
+        if bar is not None:
+            bar.advance()
+    return log_w
+
+
+def _log_mean(log_w: Tensor) -> Tensor:
+    return log_w.logsumexp(0) - math.log(len(log_w))

@@ -1,0 +1,112 @@
+"""Estimates of log p(x) by independent weights, with what their spread and their tail tell."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from inference.evidence.estimate import Estimate
+from inference.evidence.smoothing import MIN_TAIL, tail_length
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class WeightedEstimate(Estimate):
+    """An `Estimate` by K importance weights a datum.
+
+    Args:
+        ess: `[N]`, effective sample size of the weights.
+        khat: `[N]`, Pareto tail index; -inf for constant weights, NaN where it is unknown.
+        khat_threshold: above it the errors are not to be believed.
+    """
+
+    ess: Tensor
+    khat: Tensor
+    khat_threshold: float
+
+    @property
+    def flag(self) -> str:
+        return "k-hat is too large"
+
+    @property
+    def median_ess(self) -> float:
+        return float(self.ess.median())
+
+    @property
+    def num_khat_bad(self) -> int:
+        return int((self.khat > self.khat_threshold).sum())
+
+    @property
+    def num_khat_unknown(self) -> int:
+        return int(self.khat.isnan().sum())
+
+    @property
+    def khat_bad_share(self) -> float:
+        """Share of data above the threshold, among those whose k-hat is known (NaN if none)."""
+        known = self.num_data - self.num_khat_unknown
+        return self.num_khat_bad / known if known else math.nan
+
+    def arrays(self) -> dict[str, Tensor]:
+        return {**super().arrays(), "ess": self.ess, "khat": self.khat}
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            **super().summary(),
+            "khat_bad_share": self.khat_bad_share,
+            "khat_threshold": self.khat_threshold,
+            "khat_unknown": self.num_khat_unknown,
+            "median_ess": self.median_ess,
+        }
+
+    def _how(self) -> str:
+        samples = "1 sample" if self.num_samples == 1 else f"{self.num_samples} samples"
+        return f"{self.estimator} with {samples}"
+
+    def _errors(self) -> list[str]:
+        at_least = "at least " if self.num_khat_bad else ""
+        if self.num_samples == 1:
+            return [
+                "One sample tells nothing about its own error, and its expectation is the ELBO, "
+                "not log p(x): use more samples."
+            ]
+        if math.isnan(self.mc_std_error):
+            return ["Its Monte-Carlo standard error and bias are unknown."]
+        return [
+            f"Monte-Carlo standard error {at_least}{self.mc_std_error:.2g}; estimated bias "
+            f"{at_least and 'beyond '}{self.bias_estimate:.2g} (the estimate is "
+            f"{self.bias_direction}); "
+            f"{'' if self.is_joint else 'median '}effective sample size {self.median_ess:.0f} "
+            f"of {self.num_samples}."
+        ]
+
+    def _trust(self) -> list[str]:
+        said = []
+        if self.num_khat_bad:
+            said.append(
+                f"For {self.num_khat_bad} data the weights' Pareto k-hat exceeds "
+                f"{self.khat_threshold:.2f}: their errors may be much larger than printed."
+            )
+        elif self.num_samples > 1 and not self.num_khat_unknown:
+            said.append(
+                f"No k-hat exceeds {self.khat_threshold:.2f}, so the guide covers what it has seen."
+            )
+        said += [
+            f"k-hat is unknown for {count} data: {reason}."
+            for reason, count in self._unknown_khat().items()
+            if count
+        ]
+        return said
+
+    def _unknown_khat(self) -> dict[str, int]:
+        """For how many data k-hat is unknown, by reason."""
+        unknown = self.khat.isnan()
+        empty = unknown & (self.value == -math.inf)
+        others = int((unknown & ~empty).sum())
+        few = tail_length(self.num_samples) < MIN_TAIL
+        return {
+            "every weight is 0, so no draw explains them (log p(x) = -inf)": int(empty.sum()),
+            "too few samples to see the weights' tail": others if few else 0,
+            "too many of the largest weights are equal (ties) to fit a tail": 0 if few else others,
+        }

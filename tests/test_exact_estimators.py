@@ -1,0 +1,140 @@
+"""Quadrature and enumeration: equal to closed forms, and refusals that name what fits."""
+
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import Independent
+
+import inference
+from tests.exact_models import all_binary, linear_gaussian, mixture_log_px
+
+
+def log_px(model, guide, x, estimator, **options):
+    return inference.log_marginal(model, guide, x, estimator=estimator, progress=False, **options)
+
+
+@pytest.mark.parametrize(("L", "settings"), [
+    (1, {}), (2, {}), (2, {"stretch": 0.2}), (2, {"stretch": 9.0}), (2, {"delta": 3.0}),
+])  # fmt: skip
+def test_quadrature_of_a_linear_model(L, settings):
+    """Whatever the guide: too narrow, too wide, beside the posterior."""
+    pair = linear_gaussian(seed=1, L=L, **settings)
+    x = pair.sample(30)
+    found = log_px(pair.model, pair.guide, x, "quadrature")
+    assert torch.allclose(found.value, pair.log_px(x), atol=1e-6, rtol=0)
+    assert bool((found.std_error <= 1e-7).all())
+    assert "quadrature" in str(found)
+
+
+def test_quadrature_of_a_mixture_whose_modes_are_apart():
+    means = torch.tensor([[-3.0, 1.0], [4.0, 0.0]], dtype=torch.float64)
+    weights, eye = torch.tensor([0.3, 0.7], dtype=torch.float64), torch.eye(2).double()
+
+    def model(x):
+        parts = dist.Categorical(weights), Independent(torch.distributions.Normal(means, 1.0), 1)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.MixtureSameFamily(*parts))
+            pyro.sample("x", dist.Normal(z, 2.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
+
+    x = torch.randn(20, 2, dtype=torch.float64)
+    truth = mixture_log_px(
+        x, weights, means, eye.expand(2, 2, 2), eye, torch.zeros(2), torch.full((2,), 4.0)
+    )
+    assert torch.allclose(log_px(model, guide, x, "quadrature").value, truth, atol=1e-6, rtol=0)
+
+
+def test_quadrature_on_a_bounded_support():
+    """A rate with a Gamma prior and Poisson counts is negative binomial."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.Gamma(3.0, 2.0))
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("rate", dist.Gamma(3.0 + x, 2.5))
+
+    x = torch.arange(8.0)
+    truth = torch.distributions.NegativeBinomial(3.0, probs=torch.tensor(1 / 3)).log_prob(x)
+    found = log_px(model, guide, x.double(), "quadrature")
+    assert torch.allclose(found.value, truth.double(), atol=1e-5, rtol=0)
+
+
+def test_three_latents_are_refused():
+    pair = linear_gaussian(seed=1, L=3)
+    with pytest.raises(inference.PairError, match=r"3 latent numbers.*use estimator='ais'"):
+        log_px(pair.model, pair.guide, pair.sample(3), "quadrature")
+
+
+LOGITS = torch.tensor([0.3, -0.5, 0.2, 0.0])
+TABLE = torch.randn(3, 2, 2, 4, generator=torch.Generator().manual_seed(0))
+
+
+def discrete_model(x):
+    """A categorical and two binary latents, four binary pixels."""
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Categorical(logits=LOGITS[:3]))
+        b = pyro.sample("b", dist.Bernoulli(torch.tensor([0.2, 0.6])).to_event(1))
+        index = b.long()
+        pyro.sample(
+            "x", dist.Bernoulli(logits=TABLE[a, index[..., 0], index[..., 1]]).to_event(1), obs=x
+        )
+
+
+def discrete_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("a", dist.Categorical(logits=torch.zeros(len(x), 3)))
+        pyro.sample("b", dist.Bernoulli(0.5 * torch.ones(len(x), 2)).to_event(1))
+
+
+def discrete_truth(x):
+    total = []
+    for a, b, c in itertools.product(range(3), (0, 1), (0, 1)):
+        log_p = LOGITS[:3].log_softmax(0)[a]
+        for value, p in ((b, 0.2), (c, 0.6)):
+            log_p = log_p + math.log(p if value else 1 - p)
+        total.append(log_p + dist.Bernoulli(logits=TABLE[a, b, c]).to_event(1).log_prob(x))
+    return torch.stack(total).logsumexp(0).double()
+
+
+def test_enumeration():
+    x = all_binary(4)
+    found = log_px(discrete_model, discrete_guide, x, "enumerate")
+    assert torch.allclose(found.value, discrete_truth(x), atol=1e-6, rtol=0)
+    assert float(found.value.logsumexp(0)) == pytest.approx(0.0, abs=1e-6)
+    assert found.num_samples == 12
+    assert bool((found.std_error == 0).all())
+    # Marks for enumeration, and the guide, do not matter.
+    marked = pyro.infer.config_enumerate(discrete_model)
+    again = log_px(marked, discrete_guide, x, "enumerate")
+    assert torch.equal(again.value, found.value)
+
+
+def test_importance_agrees_with_enumeration():
+    x = all_binary(4)
+    found = log_px(discrete_model, discrete_guide, x, inference.Importance(num_samples=20_000))
+    assert bool(((found.value - discrete_truth(x)).abs() < 5 * found.std_error).all())
+
+
+@pytest.mark.parametrize("estimator", ["ais", "smc", "quadrature"])
+def test_discrete_latents_are_refused_where_gradients_lead(estimator):
+    with pytest.raises(inference.PairError, match=r"site 'a' is discrete.*use estimator="):
+        log_px(discrete_model, discrete_guide, all_binary(4), estimator)
+
+
+def test_what_cannot_be_enumerated_is_refused():
+    pair = linear_gaussian(seed=1)
+    with pytest.raises(inference.PairError, match=r"site 'z' draws from Normal .* no finite set"):
+        log_px(pair.model, pair.guide, pair.sample(3), "enumerate")
+    few = inference.Enumerate(most_values=8)
+    with pytest.raises(inference.PairError, match="take 12 values together, more than 8"):
+        log_px(discrete_model, discrete_guide, all_binary(4), few)

@@ -1,0 +1,155 @@
+"""Importance draws from elsewhere than the guide: right, and what each of them reveals."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import Independent
+
+import inference
+from inference.evidence.proposals import Defensive, Widened
+from inference.pair import examine
+from inference.particles import Scorer
+from tests.exact_models import agrees, linear_gaussian, mixture_log_px
+
+PROPOSALS = [
+    {"proposal": "prior"},
+    {"proposal": "defensive"},
+    {"proposal": "defensive", "guide_share": 0.9},
+    {"proposal": "widened", "width": 1.3},
+]
+
+
+def log_px(pair, x, K, **settings):
+    estimator = inference.Importance(num_samples=K, **settings)
+    return inference.log_marginal(pair.model, pair.guide, x, estimator=estimator, progress=False)
+
+
+@pytest.mark.parametrize("settings", PROPOSALS, ids=lambda s: " ".join(map(str, s.values())))
+def test_unbiased_on_the_weight_scale(settings):
+    pair = linear_gaussian(seed=1, stretch=0.8)
+    x = pair.sample(400, seed=3)
+    truth = pair.log_px(x)
+    found = log_px(pair, x, 2000, **settings)
+    ratio = (found.value - truth).exp()
+    assert agrees(ratio.mean(), 1.0, ratio.std() / math.sqrt(len(x)), ceiling=0.02)
+    assert agrees(found.mean, float(truth.mean()), found.mc_std_error, ceiling=0.02)
+
+
+def defensive_record(pair, x, K, share=0.5):
+    arguments = (x,)
+    scorer = Scorer(examine(pair.model, pair.guide, arguments, "data"), arguments)
+    return Defensive(scorer, share)(arguments, K)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_defensive_weights_are_bounded(share):
+    """w <= p(x|z) / (1 - a), whatever the guide: the plain weights of a narrow one are not."""
+    pair = linear_gaussian(seed=1, stretch=0.2)
+    x = pair.sample(50, seed=3)
+    torch.manual_seed(0)
+    record = defensive_record(pair, x, 1000, share)
+    bound = record.log_likelihood - math.log(1 - share)
+    assert bool((record.log_weight <= bound + 1e-9).all())
+    plain = inference.log_weights(pair.model, pair.guide, x, num_particles=1000)
+    drawn = pair.prior().sample((1000, len(x)))
+    log_w = pair.prior().log_prob(drawn) - pair.q(x).log_prob(drawn)
+    assert bool((log_w > -math.log(1 - share)).any())
+    assert plain.log_weight.shape == record.log_weight.shape
+
+
+def test_shares_are_kept_and_one_draw_is_the_guide_s():
+    pair = linear_gaussian(seed=1, delta=50.0)
+    x = pair.sample(3)
+    torch.manual_seed(0)
+    for share, count in ((0.5, 10), (0.8, 16)):
+        record = defensive_record(pair, x, 20, share)
+        near = pair.q(x).log_prob(record.latents["z"]) > -100
+        assert near.sum(0).tolist() == [count] * 3
+    one = defensive_record(pair, x, 1)
+    assert bool((pair.q(x).log_prob(one.latents["z"]) > -100).all())
+
+
+def two_modes(distance=9.0):
+    """z ~ 1/2 N(-d, 1) + 1/2 N(d, 1) in 2 dimensions, seen through noise so wide that both stay;
+    the guide knows one."""
+    means = torch.tensor([[-distance, 0.0], [distance, 0.0]], dtype=torch.float64)
+    eye = torch.eye(2, dtype=torch.float64)
+    weights = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    psi = torch.full((2,), 400.0, dtype=torch.float64)
+
+    class Pair:
+        @staticmethod
+        def model(x):
+            parts = (
+                dist.Categorical(weights),
+                Independent(torch.distributions.Normal(means, 1.0), 1),
+            )
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.MixtureSameFamily(*parts))
+                pyro.sample("x", dist.Normal(z, psi.sqrt()).to_event(1), obs=x)
+
+        @staticmethod
+        def guide(x):
+            variance = 1 / (1 + 1 / psi)
+            loc = variance * (means[1] + x / psi)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(loc, variance.sqrt()).to_event(1))
+
+        @staticmethod
+        def log_px(x):
+            covariances = eye.expand(2, 2, 2)
+            return mixture_log_px(x, weights, means, covariances, eye, torch.zeros(2), psi)
+
+    return Pair
+
+
+def test_a_far_missed_mode_is_seen_by_the_defensive_proposal_alone():
+    pair = two_modes()
+    x = torch.zeros(20, 2, dtype=torch.float64)
+    truth = pair.log_px(x)
+    plain = log_px(pair, x, 2000)
+    assert bool((plain.khat < 0).all())  # the weights look perfect
+    assert torch.allclose(plain.value, truth - math.log(2), atol=0.01)
+    defensive = log_px(pair, x, 2000, proposal="defensive")
+    assert agrees(defensive.value, truth, defensive.std_error, ceiling=0.05)
+    annealed = inference.log_marginal(
+        pair.model, pair.guide, x, estimator=inference.AIS(num_temperatures=50), progress=False
+    )
+    assert annealed.num_flagged == 0  # nor do chains from the guide see it
+    assert torch.allclose(annealed.value, truth - math.log(2), atol=0.05)
+
+
+def widened(fn, width):
+    def guide(x):
+        pyro.sample("z", fn)
+
+    trace = pyro.poutine.trace(Widened(width)(guide)).get_trace(None)
+    return trace.nodes["z"]["fn"]
+
+
+def test_widened_guides():
+    loc, tril = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 0.0], [0.5, 2.0]])
+    z = torch.randn(7, 2)
+    wide = dist.MultivariateNormal(loc, scale_tril=3 * tril)
+    for fn, truth in (
+        (dist.Normal(loc, 0.5).to_event(1), dist.Normal(loc, 1.5).to_event(1)),
+        (dist.MultivariateNormal(loc, scale_tril=tril), wide),
+        (
+            dist.LowRankMultivariateNormal(loc, tril[:, :1], torch.ones(2)),
+            dist.LowRankMultivariateNormal(loc, 3 * tril[:, :1], 9 * torch.ones(2)),
+        ),
+        (dist.StudentT(4.0, loc, 1.0).to_event(1), dist.StudentT(4.0, loc, 3.0).to_event(1)),
+    ):
+        assert torch.allclose(widened(fn, 3.0).log_prob(z), truth.log_prob(z), atol=1e-5)
+    flow = dist.TransformedDistribution(
+        dist.Normal(loc, 0.5).to_event(1), [dist.transforms.ExpTransform()]
+    )
+    truth = dist.TransformedDistribution(
+        dist.Normal(loc, 1.5).to_event(1), [dist.transforms.ExpTransform()]
+    )
+    assert torch.allclose(widened(flow, 3.0).log_prob(z.exp()), truth.log_prob(z.exp()), atol=1e-5)
+    with pytest.raises(inference.PairError, match="site 'z' of the guide draws from Gamma"):
+        widened(dist.Gamma(torch.ones(2), 1.0).to_event(1), 2.0)
