@@ -4,6 +4,8 @@ import itertools
 import math
 from dataclasses import replace
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -184,3 +186,52 @@ def test_the_edge_tile_is_like_the_others(monkeypatch):
     assert found.tile == (6, 16)
     truth = pair.log_px(x)
     assert agrees(found.value, truth, found.std_error, ceiling=0.1)
+
+
+def test_what_chains_cannot_do_is_refused():
+    pair = linear_gaussian(seed=1)
+    x = pair.sample(12)
+    for estimator in ("ais", "smc", "sandwich", "quadrature", "enumerate"):
+        with pytest.raises(inference.RequestError, match="precision: 'bfloat16' is for estimator="):
+            log_px(pair, x, estimator, precision="bfloat16")
+
+    def own(fn):
+        def run(x):
+            with pyro.plate("data", len(x), subsample_size=4) as rows:
+                fn(x[rows])
+
+        return run
+
+    def model(x):
+        pyro.sample("x", pair.likelihood(pyro.sample("z", pair.prior())), obs=x)
+
+    def guide(x):
+        pyro.sample("z", pair.q(x))
+
+    for estimator in ("ais", inference.Importance(proposal="defensive")):
+        with pytest.raises(inference.PairError, match="plate 'data' draws 4 of its data itself"):
+            inference.log_marginal(own(model), own(guide), x, estimator=estimator, progress=False)
+
+
+def positive_model(x):
+    with pyro.plate("data", len(x)):
+        rate = pyro.sample("rate", dist.Gamma(3.0, 2.0))
+        pyro.sample("x", dist.Poisson(rate), obs=x)
+
+
+def positive_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("rate", dist.LogNormal(((3 + x) / 3.5).log(), 0.6))
+
+
+@pytest.mark.parametrize("settings", [{}, {"space": "latent"}, {"start": "gaussian"}], ids=str)
+def test_chains_on_a_bounded_support(settings):
+    """A rate with a Gamma prior and Poisson counts is negative binomial."""
+    x = torch.arange(6.0).repeat(60).double()
+    truth = torch.distributions.NegativeBinomial(3.0, probs=torch.tensor(1 / 3)).log_prob(x)
+    found = inference.log_marginal(
+        positive_model, positive_guide, x,
+        estimator=inference.AIS(num_temperatures=30, **settings), progress=False,
+    )  # fmt: skip
+    ratio = (found.value - truth).exp()
+    assert agrees(ratio.mean(), 1.0, ratio.std() / math.sqrt(len(x)), ceiling=0.01)

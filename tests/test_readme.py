@@ -75,7 +75,11 @@ GOING_ON = [text for kind, text in BLOCKS if kind == "python" and "import" not i
 def shortened(text: str) -> str:
     short, count = re.subn(r"epochs=\d+", "epochs=1, progress=False", text)
     assert count == text.count("inference.fit(")
-    return short.replace("num_samples=1000", "num_samples=20").replace("range(100)", "range(3)")
+    return (
+        short.replace("num_samples=1000", "num_samples=20")
+        .replace("range(100)", "range(3)")
+        .replace("num_temperatures=100", "num_temperatures=5")
+    )
 
 
 @pytest.mark.parametrize("text", PROGRAMS, ids=["VAE", "pair"])
@@ -88,7 +92,7 @@ def test_programs_that_go_on_with_the_pair_run(capsys, own_store):
     names: dict = {}
     for text in (PROGRAMS[1], *GOING_ON):
         exec(compile(shortened(text), "README.md", "exec"), names)
-    assert len(GOING_ON) == 2
+    assert len(GOING_ON) == 3
     assert "compiled - as asked" in capsys.readouterr().out
     assert bool(names["loss"].isfinite())
 

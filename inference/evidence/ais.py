@@ -96,6 +96,7 @@ class AIS(Estimator):
         )
 
     def run(self, request: Request) -> Estimate:
+        request.check_precision(self.name)
         started = time.perf_counter()
         instead = prior_of(request.model) if self.start == "prior" else None
         with request.tiled(self.num_chains, whole_rows=True, guide=instead) as tiles:

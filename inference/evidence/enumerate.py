@@ -34,12 +34,15 @@ class Enumerate(Estimator):
     most_values: PositiveInt = 2**16
 
     def run(self, request: Request) -> Estimate:
+        request.check_precision(self.name)
         started = time.perf_counter()
         guide = prior_of(Unmarked()(request.model))
         with request.tiled(
             1, whole_rows=True, model=Unmarked()(request.model), guide=guide
         ) as tiles:
-            few = tiles.arguments if tiles.pair.whole else tuple(a[:3] for a in tiles.arguments)
+            few = tiles.arguments
+            if not tiles.pair.whole:
+                few = tuple(a[: tiles.pair.few] for a in few)
             values, points = self._values(tiles.scorer, few)
             found = []
             share = max(1, numbers_per_tile(tiles.device) // tiles.pair.event_numel)

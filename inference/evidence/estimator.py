@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from inference.errors import RequestError
 from inference.evidence.estimate import Estimate
 from inference.pair import Data
 from inference.tiles import Tiles, tiled
@@ -31,6 +32,14 @@ class Request:
     @property
     def quantity(self) -> str:
         return "log p(x)" if self.plate is not None else "joint log p(x)"
+
+    def check_precision(self, estimator: str) -> None:
+        """Raises: `RequestError` for a precision that chains and sums were not made for."""
+        if self.precision not in ("float32", "float64"):
+            raise RequestError(
+                f"precision: '{self.precision}' is for estimator='importance'; {estimator} takes "
+                "float32 or float64"
+            )
 
     def tiled(
         self,

@@ -78,8 +78,18 @@ class Defensive:
         return replace(record, log_q={"mixture": mixture})
 
 
+def check_all_data(pair: Pair) -> None:
+    """Raises: `PairError` for a pair that draws its data itself."""
+    if pair.subsampling == "own":
+        raise PairError(
+            f"plate '{pair.plate}' draws {pair.subsample_size} of its data itself; drop "
+            "subsample_size for this call, or use estimator='importance' from the guide"
+        )
+
+
 def points_of(record: LogWeights, pair: Pair, *, folded: bool) -> Points:
-    """How the latents of a record lie side by side."""
+    """How the latents of a record lie side by side. Raises: `PairError`."""
+    check_all_data(pair)
     axes: dict[str, int | None] = dict.fromkeys(record.latents)
     if pair.data_dim is not None:
         for name, value in record.latents.items():

@@ -39,6 +39,7 @@ class Quadrature(Estimator):
     tolerance: float = Field(default=1e-7, gt=0, allow_inf_nan=False)
 
     def run(self, request: Request) -> Estimate:
+        request.check_precision(self.name)
         started = time.perf_counter()
         with request.tiled(100, whole_rows=True) as tiles:
             space = GaussianStart(tiles.scorer, tiles.arguments)

@@ -105,6 +105,7 @@ class Sandwich(Estimator):
     def run(self, request: Request) -> SandwichEstimate:
         if request.plate is None:
             raise RequestError("sandwich: simulated data are weighed one by one; name their plate")
+        request.check_precision(self.name)
         started = time.perf_counter()
         chains, given = self.chains, as_arguments(request.data)
         index = torch.arange(self.num_data) % len(given[0])

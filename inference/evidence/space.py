@@ -24,6 +24,7 @@ from torch.distributions import (
 
 from inference.errors import PairError
 from inference.evidence.points import Points
+from inference.evidence.proposals import check_all_data
 from inference.particles import Given, Scorer
 from inference.record import LogWeights
 from inference.supports import in_a_line, plain_fn, plain_support
@@ -67,7 +68,8 @@ class LatentSpace:
     def __init__(self, scorer: Scorer, data: Data):
         self.scorer = scorer
         pair = scorer.pair
-        few = data if pair.whole else tuple(a[:3] for a in data)
+        check_all_data(pair)
+        few = data if pair.whole else tuple(a[: pair.few] for a in data)
         record, again = scorer(few, 2), scorer(few, 2)
         if record.auxiliary:
             raise PairError(
@@ -168,7 +170,8 @@ class NoiseSpace:
     def __init__(self, scorer: Scorer, data: Data):
         self.scorer = scorer
         pair = scorer.pair
-        few = data if pair.whole else tuple(a[:3] for a in data)
+        check_all_data(pair)
+        few = data if pair.whole else tuple(a[: pair.few] for a in data)
         record = scorer(few, 2)
         sites = {
             n: fn for n, fn in record.guide_fn.items() if n in record.latents | record.auxiliary

@@ -191,6 +191,13 @@ def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -
         ("ELBO", _number(summary["bound"], 3), f"+- {_number(summary['bound_std_error'])}"),
         ("  reconstruction", _number(summary["reconstruction"], 3), "E_q[log p(x|z)]"),
     ]
+    if "gap" in summary:
+        gap = f"+- {_number(summary['gap_std_error'])}; on simulated data, the rest on your own"
+        rows[:4] = [
+            ("log p(x), at least", _number(summary["log_px"], 3), "nats per simulated datum"),
+            ("  at most", _number(summary["upper"], 3), "in expectation"),
+            ("  gap", _number(summary["gap"]), gap),
+        ]
     for site, value in summary["kl"].items():
         rows.append((f"  KL({site})", _number(value, 3), summary["kl_kind"][site]))
     if "active_units" in summary:
