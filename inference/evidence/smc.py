@@ -129,4 +129,5 @@ def sequential(
     weight = log_w.softmax(0)
     variance = relative_variance(weight, eve, resamplings).clamp_min(0)
     ess = 1 / (variance + 1 / num_particles)
-    return Weighed(log_z, variance.sqrt(), ess, log_w.std(0), acceptance, bound)
+    spread = (num_particles * variance).sqrt()
+    return Weighed(log_z, variance.sqrt(), ess, spread, acceptance, bound)
