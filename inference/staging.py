@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.capture import capture, lift
 from inference.compiling import compile_graph
+from inference.errors import CompilationError, Untraceable
 from inference.isolation import own_randomness
 
 ONCE, PER_DATUM, PER_DRAW = range(3)
@@ -106,6 +107,16 @@ class Staged:
     def _run(self, stage: int, known: dict[fx.Node, Any]) -> dict[fx.Node, Any]:
         results = self._parts[stage](*(known[node] for node in self._inputs[stage]))
         return dict(zip(self._outputs[stage], results, strict=True))
+
+
+def attempt(make: Callable[[], Staged]) -> tuple[Staged | None, str]:
+    """What `make` makes; else None, and in words why there is no machine code."""
+    try:
+        return make(), ""
+    except Untraceable as error:
+        return None, f"not compiled, since {error}"
+    except CompilationError as error:
+        return None, f"not compiled, since compiling failed ({error})"
 
 
 def _flat(results: Any) -> list[fx.Node]:

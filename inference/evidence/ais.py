@@ -19,7 +19,6 @@ from inference.errors import PairError
 from inference.evidence.annealed import MAX_SPREAD, MIN_ACCEPTANCE, AnnealedEstimate
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
-from inference.evidence.hmc import Chains
 from inference.evidence.proposals import prior_of
 from inference.evidence.space import Data, GaussianStart, LatentSpace, NoiseSpace, Space
 from inference.evidence.tempering import Settings, Tuned, Walk, pilot, schedule, seeded
@@ -41,6 +40,15 @@ class Weighed(NamedTuple):
     spread: Tensor  # sd of log w over chains
     acceptance: Tensor
     bound: Tensor  # the mean of log f_1/f_0 under f_0
+
+
+class Prepared(NamedTuple):
+    """What chains need before they are weighed."""
+
+    walk: Walk
+    every: list[Tile]
+    tuned: list[Tuned]  # of each tile
+    num_temperatures: int
 
 
 class AIS(Estimator):
@@ -100,13 +108,7 @@ class AIS(Estimator):
         started = time.perf_counter()
         instead = prior_of(request.model) if self.start == "prior" else None
         with request.tiled(self.num_chains, whole_rows=True, guide=instead) as tiles:
-            every = [tiles.tile(start) for start in tiles.rows()]
-            with working("preparing", request.progress):
-                steps = self.pilot_temperatures + (self.num_temperatures or self.fewest)
-                space = self.space_of(tiles)
-                walk = Walk(tiles, space, self.settings, request.engine, steps * len(every))
-            tuned = tune(walk, every, self.num_chains, progress=request.progress)
-            num_temperatures = self.num_temperatures or self.enough(tuned)
+            walk, every, tuned, num_temperatures = self.prepared(request, tiles)
             parts = []
             total = len(every) * num_temperatures
             with Progress(self.name.upper(), total, request.progress, unit="steps") as bar:
@@ -115,7 +117,7 @@ class AIS(Estimator):
                     seeded(tiles, tile, "chains")
                     betas = schedule(found, num_temperatures)
                     weighed = self.weigh(walk, data, found, betas, bar)
-                    parts.append([part[tile.skip : num_real] for part in weighed])
+                    parts.append([part[:num_real] for part in weighed])
             joined = Weighed(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
         flagged = ~(joined.spread <= MAX_SPREAD) | (joined.acceptance < MIN_ACCEPTANCE)
         return AnnealedEstimate(
@@ -140,11 +142,21 @@ class AIS(Estimator):
             precision=request.precision,
         )
 
+    def prepared(self, request: Request, tiles: Tiles) -> Prepared:
+        """Chains on these tiles, tuned by a pilot."""
+        every = [tiles.tile(start) for start in tiles.rows()]
+        with working("preparing", request.progress):
+            steps = self.pilot_temperatures + (self.num_temperatures or self.fewest)
+            space = self.space_of(tiles)
+            walk = Walk(tiles, space, self.settings, request.engine, steps * len(every))
+        tuned = tune(walk, every, self.num_chains, progress=request.progress)
+        return Prepared(walk, every, tuned, self.num_temperatures or self.enough(tuned))
+
     def weigh(
         self, walk: Walk, data: Data, tuned: Tuned, betas: Tensor, bar: Progress | None
     ) -> Weighed:
         """What the chains of one tile say."""
-        log_w, acceptance, bound, _ = anneal(walk, data, tuned, betas, self.num_chains, bar)
+        log_w, acceptance, bound = anneal(walk, data, tuned, betas, self.num_chains, bar)
         return of_chains(log_w, acceptance, bound)
 
     @property
@@ -190,7 +202,7 @@ def anneal(
     betas: Tensor,
     num_chains: int,
     bar: Progress | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Chains]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Weights of chains that go from f_0 to f_1.
 
         log w = sum_t (beta_t - beta_{t-1}) log f_1/f_0 (u_{t-1}),   E[w] = p(x)
@@ -198,7 +210,7 @@ def anneal(
     Args:
         betas: `[T + 1, data]`, from 0 to 1.
     Returns: log w `[chains, data]` float64; `[data]`: the mean acceptance, and the mean of
-        log f_1/f_0 under f_0 (the ELBO, where that is the guide); the chains.
+        log f_1/f_0 under f_0 (the ELBO, where that is the guide).
     """
     chains = walk.begin(data, num_chains)
     bound = chains.log_ratio.mean(0)
@@ -211,13 +223,13 @@ def anneal(
         acceptance += moved.acceptance.mean(0) / (len(betas) - 1)
         if bar is not None:
             bar.advance()
-    return log_w, acceptance, bound, chains
+    return log_w, acceptance, bound
 
 
 def of_chains(log_w: Tensor, acceptance: Tensor, bound: Tensor) -> Weighed:
     """What the weights of independent chains `[chains, data]` say."""
     num_chains = len(log_w)
-    value = log_w.logsumexp(0) - math.log(num_chains)
+    value = log_mean(log_w)
     weight = (log_w - value).exp()  # relative to their mean
     spread = log_w.std(0)
     # Cox's error is that of a mean of lognormal weights. The weights' own is smaller than that for
@@ -226,3 +238,8 @@ def of_chains(log_w: Tensor, acceptance: Tensor, bound: Tensor) -> Weighed:
     cox = spread.square() / num_chains + spread**4 / (2 * (num_chains - 1))
     ess = num_chains / weight.square().mean(0)
     return Weighed(value, ((own + cox) / 2).sqrt(), ess, spread, acceptance, bound)
+
+
+def log_mean(log_w: Tensor) -> Tensor:
+    """log of the mean weight over chains, `[data]`."""
+    return log_w.logsumexp(0) - math.log(len(log_w))

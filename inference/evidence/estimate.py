@@ -83,7 +83,7 @@ class Estimate:
     @property
     def flag(self) -> str:
         """What a flag stands for."""
-        return "the result still moves"
+        return ""
 
     @property
     def num_flagged(self) -> int:
@@ -92,7 +92,9 @@ class Estimate:
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Both ends of each value's interval, `[N]`: value -+ t std_error.
 
-        It covers log p(x) in `level` of all cases where nothing is flagged.
+        `level` is how often it is meant to cover log p(x) where nothing is flagged. Where a good
+        part of the data is, it covers less often for the rest, too: weights that happen to lie
+        close together look calm.
         """
         from scipy.stats import t
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inference.errors import PairError
+from inference.pair import Pair
+
 
 @dataclass(frozen=True)
 class Place:
@@ -77,3 +80,20 @@ class Points:
         if place.axis is None:
             return part.reshape(len(part), *place.shape)
         return part.reshape(*part.shape[:2], *place.shape).movedim(1, place.axis)
+
+
+def axes_of(
+    values: Mapping[str, Tensor], event_dims: Mapping[str, int], pair: Pair
+) -> dict[str, int | None]:
+    """The axis of the data in each value; None where all data are one.
+
+    Raises: `PairError` for a pair that draws its data itself.
+    """
+    if pair.subsampling == "own":
+        raise PairError(
+            f"plate '{pair.plate}' draws {pair.subsample_size} of its data itself; drop "
+            "subsample_size for this call, or use estimator='importance' from the guide"
+        )
+    if pair.data_dim is None:
+        return dict.fromkeys(values)
+    return {n: value.dim() - event_dims[n] + pair.data_dim for n, value in values.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution
 
 from inference.errors import PairError
-from inference.evidence.points import Points
+from inference.evidence.points import Points, axes_of
 from inference.pair import Pair
 from inference.particles import Given, Scorer
 from inference.record import LogWeights
@@ -78,23 +78,10 @@ class Defensive:
         return replace(record, log_q={"mixture": mixture})
 
 
-def check_all_data(pair: Pair) -> None:
-    """Raises: `PairError` for a pair that draws its data itself."""
-    if pair.subsampling == "own":
-        raise PairError(
-            f"plate '{pair.plate}' draws {pair.subsample_size} of its data itself; drop "
-            "subsample_size for this call, or use estimator='importance' from the guide"
-        )
-
-
 def points_of(record: LogWeights, pair: Pair, *, folded: bool) -> Points:
     """How the latents of a record lie side by side. Raises: `PairError`."""
-    check_all_data(pair)
-    axes: dict[str, int | None] = dict.fromkeys(record.latents)
-    if pair.data_dim is not None:
-        for name, value in record.latents.items():
-            axes[name] = value.dim() - record.model_fn[name].event_dim + pair.data_dim
-    return Points(record.latents, axes, folded=folded)
+    event_dims = {name: record.model_fn[name].event_dim for name in record.latents}
+    return Points(record.latents, axes_of(record.latents, event_dims, pair), folded=folded)
 
 
 class Widened(Messenger):

@@ -55,7 +55,7 @@ class Quadrature(Estimator):
                     tile = tiles.tile(start)
                     data = space.prepared(tiles.rows_of(tile))
                     *found, points = self._refined(space, data)
-                    parts.append([part[tile.skip :] for part in found])
+                    parts.append(found)
                     most = max(most, points)
                     bar.advance()
             value, change = (torch.cat(p).cpu() for p in zip(*parts, strict=True))

@@ -16,7 +16,7 @@ from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from inference.errors import RequestError
-from inference.evidence.ais import AIS, anneal, tune
+from inference.evidence.ais import AIS, anneal, log_mean
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
 from inference.evidence.simulate import simulate
@@ -24,7 +24,7 @@ from inference.evidence.space import GaussianStart, LatentSpace
 from inference.evidence.tempering import Tuned, Walk, schedule, seeded
 from inference.isolation import derived_seed
 from inference.pair import as_arguments
-from inference.progress import Progress, working
+from inference.progress import Progress
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -113,16 +113,10 @@ class Sandwich(Estimator):
         made = simulate(request.model, rows, derived_seed("simulated", request.seed))
         request = replace(request, data=made.arguments)
         with request.tiled(chains.num_chains, whole_rows=True) as tiles:
-            every = [tiles.tile(start) for start in tiles.rows()]
-            with working("preparing", request.progress):
-                space = chains.space_of(tiles)
-                assert isinstance(space, LatentSpace | GaussianStart)
-                latent = space if isinstance(space, LatentSpace) else space.inner
-                steps = chains.pilot_temperatures + 2 * (chains.num_temperatures or chains.fewest)
-                walk = Walk(tiles, space, chains.settings, request.engine, steps * len(every))
+            walk, every, tuned, num_temperatures = chains.prepared(request, tiles)
+            assert isinstance(walk.space, LatentSpace | GaussianStart)
+            latent = walk.space if isinstance(walk.space, LatentSpace) else walk.space.inner
             true = latent.point_of(made.latents)
-            tuned = tune(walk, every, chains.num_chains, progress=request.progress)
-            num_temperatures = chains.num_temperatures or chains.enough(tuned)
             parts = []
             total = 2 * len(every) * num_temperatures
             with Progress("sandwich", total, request.progress, unit="steps") as bar:
@@ -130,15 +124,15 @@ class Sandwich(Estimator):
                     data, num_real = walk.data_of(tile)
                     seeded(tiles, tile, "chains")
                     betas = schedule(found, num_temperatures)
-                    forth, _, bound, _ = anneal(walk, data, found, betas, chains.num_chains, bar)
+                    forth, _, bound = anneal(walk, data, found, betas, chains.num_chains, bar)
                     size = forth.shape[1]
                     start = true[:, tile.start : tile.stop]
                     start = torch.cat(
                         [start, start[:, -1:].expand(-1, size - start.shape[1], -1)], 1
                     )
                     back = retraced(walk, data, found, betas, start, chains.num_chains, bar)
-                    lower = _log_mean(forth)
-                    upper = _log_mean(torch.cat([back[:1], forth[1:]]))
+                    lower = log_mean(forth)
+                    upper = log_mean(torch.cat([back[:1], forth[1:]]))
                     spread = (forth - lower).exp().std(0) / math.sqrt(len(forth))
                     parts.append([p[:num_real] for p in (lower, upper, spread, bound)])
             lower, upper, spread, bound = (torch.cat(p).cpu() for p in zip(*parts, strict=True))
@@ -188,7 +182,3 @@ def retraced(
         if bar is not None:
             bar.advance()
     return log_w
-
-
-def _log_mean(log_w: Tensor) -> Tensor:
-    return log_w.logsumexp(0) - math.log(len(log_w))

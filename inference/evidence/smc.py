@@ -5,7 +5,6 @@ The error is told by the genealogy: Lee and Whiteley, arXiv:1509.00394.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from inference.evidence.ais import AIS, Weighed
+from inference.evidence.ais import AIS, Weighed, log_mean
 from inference.evidence.hmc import Chains
 from inference.evidence.space import Data
 from inference.evidence.tempering import Tuned, Walk
@@ -117,7 +116,7 @@ def sequential(
             ancestors = torch.where(due, resampled(weight, uniform), itself)
             chains = Chains(*(taken(part, ancestors) for part in chains))
             eve = taken(eve, ancestors)
-            log_z = torch.where(due, log_z + log_w.logsumexp(0) - math.log(num_particles), log_z)
+            log_z = torch.where(due, log_z + log_mean(log_w), log_z)
             log_w = torch.where(due, 0.0, log_w)
             resamplings = resamplings + due
         moved = walk.move(chains, betas[i], tuned, data)
@@ -125,7 +124,7 @@ def sequential(
         acceptance += moved.acceptance.mean(0) / (len(betas) - 1)
         if bar is not None:
             bar.advance()
-    log_z = log_z + log_w.logsumexp(0) - math.log(num_particles)
+    log_z = log_z + log_mean(log_w)
     weight = log_w.softmax(0)
     variance = relative_variance(weight, eve, resamplings).clamp_min(0)
     ess = 1 / (variance + 1 / num_particles)

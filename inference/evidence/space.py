@@ -23,8 +23,8 @@ from torch.distributions import (
 )
 
 from inference.errors import PairError
-from inference.evidence.points import Points
-from inference.evidence.proposals import check_all_data
+from inference.evidence.points import Points, axes_of
+from inference.evidence.proposals import prior_of
 from inference.particles import Given, Scorer
 from inference.record import LogWeights
 from inference.supports import in_a_line, plain_fn, plain_support
@@ -68,7 +68,6 @@ class LatentSpace:
     def __init__(self, scorer: Scorer, data: Data):
         self.scorer = scorer
         pair = scorer.pair
-        check_all_data(pair)
         few = data if pair.whole else tuple(a[: pair.few] for a in data)
         record, again = scorer(few, 2), scorer(few, 2)
         if record.auxiliary:
@@ -81,10 +80,7 @@ class LatentSpace:
             for name in record.latents
         }
         self.event_dims = {name: record.model_fn[name].event_dim for name in record.latents}
-        axes: dict[str, int | None] = dict.fromkeys(record.latents)
-        if pair.data_dim is not None:
-            for name, value in record.latents.items():
-                axes[name] = value.dim() - self.event_dims[name] + pair.data_dim
+        axes = axes_of(record.latents, self.event_dims, pair)
         self.points = Points(self._free(record.latents), axes, folded=scorer.folded)
         self.num_dims = self.points.num_dims
 
@@ -92,7 +88,10 @@ class LatentSpace:
         return data
 
     def draw(self, data: Data, num_chains: int) -> Tensor:
-        latents = self.scorer(data, num_chains).latents
+        return self.joined(self.scorer(data, num_chains).latents, num_chains)
+
+    def joined(self, latents: Mapping[str, Tensor], num_chains: int) -> Tensor:
+        """Latents of `num_chains` draws as a point."""
         return self.points.join(self._free(latents), num_chains)
 
     def point_of(self, latents: Mapping[str, Tensor]) -> Tensor:
@@ -102,7 +101,7 @@ class LatentSpace:
             depth = 0 if self.scorer.folded else self.scorer.pair.max_plate_nesting + 1
             missing = max(0, depth - (value.dim() - self.event_dims[name]))
             values[name] = value.reshape((1,) * missing + tuple(value.shape))
-        return self.points.join(self._free(values), 1)
+        return self.joined(values, 1)
 
     def ends(self, u: Tensor, *data: Tensor) -> Ends:
         record, volume = self.record(u, data)
@@ -135,15 +134,18 @@ class GaussianStart:
 
         f_0(u) = N(u; m_n, diag s_n^2),   m_n, s_n: of draws from q(u|x_n), s_n wider by `width`
 
-    It can be scored anywhere, whatever the guide.
+    The guide is drawn from and never scored elsewhere, so one whose density is known at its own
+    draws only will do.
     """
 
     def __init__(self, scorer: Scorer, data: Data, *, num_draws: int = 100, width: float = 1.2):
-        self.inner = LatentSpace(scorer, data)
+        self.guide = scorer
+        # In the guide's place stands the prior, which can be scored anywhere; f_0 is neither.
+        self.inner = LatentSpace(scorer.with_guide(prior_of(scorer.pair.model)), data)
         self.num_draws, self.width, self.num_dims = num_draws, width, self.inner.num_dims
 
     def prepared(self, data: Data) -> Data:
-        u = self.inner.draw(data, self.num_draws)
+        u = self.inner.joined(self.guide(data, self.num_draws).latents, self.num_draws)
         return *data, u.mean(0), self.width * u.std(0)
 
     def draw(self, data: Data, num_chains: int) -> Tensor:
@@ -170,17 +172,13 @@ class NoiseSpace:
     def __init__(self, scorer: Scorer, data: Data):
         self.scorer = scorer
         pair = scorer.pair
-        check_all_data(pair)
         few = data if pair.whole else tuple(a[: pair.few] for a in data)
         record = scorer(few, 2)
         sites = {
             n: fn for n, fn in record.guide_fn.items() if n in record.latents | record.auxiliary
         }
         noise = {name: _gaussian(name, fn).loc for name, fn in sites.items()}
-        axes: dict[str, int | None] = dict.fromkeys(noise)
-        if pair.data_dim is not None:
-            for name, fn in sites.items():
-                axes[name] = noise[name].dim() - fn.event_dim + pair.data_dim
+        axes = axes_of(noise, {name: fn.event_dim for name, fn in sites.items()}, pair)
         self.points = Points(noise, axes, folded=scorer.folded)
         self.num_dims = self.points.num_dims
         self.like = next(iter(noise.values()))

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inference.errors import CompilationError, EngineWarning, Untraceable
+from inference.errors import EngineWarning, Untraceable
 from inference.evidence.hmc import Chains, Moved, begin, move
 from inference.evidence.space import Data, Space
 from inference.isolation import derived_seed, own_randomness, seed_torch
 from inference.progress import Progress
-from inference.staging import Staged
+from inference.staging import Staged, attempt
 from inference.tiles import Tile, Tiles
 
 # Compiling takes 10 to 20 seconds and saves some milliseconds a move.
@@ -70,14 +70,12 @@ class Walk:
         if engine == "auto" and num_moves < MOVES_TO_REPAY:
             self.reason = f"{num_moves} moves do not repay compiling (from {MOVES_TO_REPAY} on)"
             return
-        try:
-            self._compile()
-            self.engine, self.reason = "compiled", "its moves repay compiling"
-        except Untraceable as error:
-            self.reason = f"not compiled, since {error}"
-        except CompilationError as error:
-            self.reason = f"not compiled, since compiling failed ({error})"
-        if engine == "compiled" and self._kernel is None:
+        self._kernel, refusal = attempt(self._compiled)
+        self.engine = "eager" if refusal else "compiled"
+        if engine == "auto":
+            self.reason = f"{num_moves} moves repay compiling"
+        self.reason = refusal or self.reason
+        if engine == "compiled" and refusal:
             warnings.warn(f"chains move eagerly: {self.reason}", EngineWarning, stacklevel=4)
 
     def data_of(self, tile: Tile) -> tuple[Data, int]:
@@ -131,10 +129,8 @@ class Walk:
         )
         return *moved.chains, moved.acceptance
 
-    def _compile(self) -> None:
+    def _compiled(self) -> Staged:
         tiles = self.tiles
-        if tiles.pair.subsampling == "own":
-            raise Untraceable("the pair draws its data itself")
         with own_randomness(derived_seed("recorded", tiles.seed)):
             data, _ = self.data_of(tiles.tile(0))
             chains = self.begin(data, tiles.num_samples)
@@ -152,7 +148,7 @@ class Walk:
                     "the recorded move is not the eager one: something beside tensors changes "
                     "from call to call"
                 )
-        self._kernel = kernel
+        return kernel
 
 
 def pilot(walk: Walk, data: Data, num_chains: int, bar: Progress | None = None) -> Tuned:

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from inference.errors import CompilationError, EngineWarning, RequestError, Untraceable
+from inference.errors import EngineWarning, RequestError, Untraceable
 from inference.isolation import derived_seed, own_randomness, seed_torch
 from inference.record import LogWeights
 from inference.requests import one_of
-from inference.staging import Staged
+from inference.staging import Staged, attempt
 from inference.tiles import Tile, Tiles, numbers_per_tile
 
 Reduction = Callable[[LogWeights], Sequence[Tensor]]
@@ -56,14 +56,10 @@ class Weighing:
                 self.reason = f"{work:.1g} operations do not repay compiling (from {enough:.0g} on)"
                 return
             self.reason = f"{work:.1g} operations repay compiling"
-        try:
-            self._kernel = self._compiled()
-            self.engine = "compiled"
-        except Untraceable as error:
-            self.reason = f"not compiled, since {error}"
-        except CompilationError as error:
-            self.reason = f"not compiled, since compiling failed ({error})"
-        if engine == "compiled" and self._kernel is None:
+        self._kernel, refusal = attempt(self._compiled)
+        self.engine = "eager" if refusal else "compiled"
+        self.reason = refusal or self.reason
+        if engine == "compiled" and refusal:
             warnings.warn(f"tiles are weighed eagerly: {self.reason}", EngineWarning, stacklevel=3)
 
     def __call__(self, tile: Tile) -> list[Tensor]:
