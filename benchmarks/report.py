@@ -51,11 +51,11 @@ def main(argv: list[str] | None = None) -> None:
     show(result)
 
 
-def rewritten(text: str, block: str) -> str:
+def rewritten(text: str, block: str, begin: str = BEGIN, end: str = END) -> str:
     """The README with the part between the marks replaced."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{block}\n{end}{after}"
 
 
 def block(result: dict[str, Any], picture: str | None) -> str:

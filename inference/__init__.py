@@ -1,7 +1,14 @@
 """Training and evidence for any Pyro (model, guide) pair. Knows nothing of autoencoders."""
 
 from inference.checkpoint import read_history
+from inference.diagnostics.calibration import Calibration, calibration
+from inference.diagnostics.gaps import Gaps, gaps
 from inference.diagnostics.latent_usage import ActiveUnits, active_units
+from inference.diagnostics.local_guide import LocalGuide
+from inference.diagnostics.reference import Reference, reference
+from inference.diagnostics.renyi import VariationalBounds, variational_bounds
+from inference.diagnostics.surgery import Surgery, surgery
+from inference.diagnostics.unit_kl import UnitKL, unit_kl
 from inference.engines.choice import ENGINES
 from inference.errors import (
     CheckpointError,
@@ -14,16 +21,22 @@ from inference.errors import (
     Untraceable,
 )
 from inference.evidence.ais import AIS
+from inference.evidence.auto import Auto, AutoEstimate
 from inference.evidence.bound import Bound, bound
+from inference.evidence.comparison import Comparison
 from inference.evidence.enumerate import Enumerate
 from inference.evidence.estimate import Estimate
 from inference.evidence.importance import Importance
 from inference.evidence.marginal import ESTIMATORS, log_marginal
+from inference.evidence.predictive import PredictiveEstimate, log_predictive
 from inference.evidence.quadrature import Quadrature
 from inference.evidence.sandwich import Sandwich
+from inference.evidence.saving import load_estimate
 from inference.evidence.smc import SMC
 from inference.evidence.smoothing import pareto_khat
+from inference.export import to_arviz
 from inference.fit import FitResult, fit
+from inference.global_draws import given_globals, global_draws
 from inference.kl import analytic_kl
 from inference.log_weights import log_weights
 from inference.objectives.elbo import ELBO, OBJECTIVES
@@ -41,8 +54,12 @@ __all__ = [
     "SCHEDULES",
     "SMC",
     "ActiveUnits",
+    "Auto",
+    "AutoEstimate",
     "Bound",
+    "Calibration",
     "CheckpointError",
+    "Comparison",
     "CompilationError",
     "Constant",
     "Cosine",
@@ -51,25 +68,43 @@ __all__ = [
     "Estimate",
     "Exponential",
     "FitResult",
+    "Gaps",
     "Importance",
     "InferenceError",
+    "LocalGuide",
     "LogWeights",
     "NonFiniteError",
     "PairError",
+    "PredictiveEstimate",
     "Quadrature",
+    "Reference",
     "RequestError",
     "Sandwich",
     "SingleOptimizer",
     "Step",
+    "Surgery",
     "Traced",
+    "UnitKL",
     "Untraceable",
+    "VariationalBounds",
     "active_units",
     "analytic_kl",
     "bound",
+    "calibration",
     "fit",
+    "gaps",
+    "given_globals",
+    "global_draws",
+    "load_estimate",
     "log_marginal",
+    "log_predictive",
     "log_weights",
     "pareto_khat",
     "read_history",
+    "reference",
+    "surgery",
+    "to_arviz",
     "trace",
+    "unit_kl",
+    "variational_bounds",
 ]

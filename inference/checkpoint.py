@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor
 
 from inference.errors import CheckpointError
-from inference.files import sweep, write_bytes
+from inference.files import sweep
+from inference.tensor_files import read_tensors, write_tensors
 
 FILE = "state.safetensors"
 FORMAT = 2
@@ -75,24 +71,19 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> Path:
                     scalars[address] = item
     for name, tensor in checkpoint.random.items():
         tensors[f"random/{name}"] = tensor
+    path = Path(folder) / FILE
+    meta = {
+        "format": FORMAT,
+        "has_best": checkpoint.best is not None,
+        "scalars": scalars,
+        "progress": checkpoint.progress,
+        "settings": checkpoint.settings,
+        "history": checkpoint.history,
+    }
     try:
-        meta = json.dumps(
-            {
-                "format": FORMAT,
-                "has_best": checkpoint.best is not None,
-                "scalars": scalars,
-                "progress": checkpoint.progress,
-                "settings": checkpoint.settings,
-                "history": checkpoint.history,
-            }
-        )
+        write_tensors(path, tensors, meta)
     except TypeError as error:
         raise CheckpointError(f"an optimizer state holds what JSON cannot: {error}") from None
-    owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    payload = serialize(owned, metadata={"pyro_vae": meta, "digest": digest(owned, meta)})
-    path = Path(folder) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, payload)
     sweep(path)
     return path
 
@@ -101,30 +92,16 @@ def has_checkpoint(folder: str | Path) -> bool:
     return (Path(folder) / FILE).exists()
 
 
-def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """A hash of names, shapes and values: one flipped bit shows."""
-    found = hashlib.blake2b(text.encode(), digest_size=16)
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(values.view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
 def load_checkpoint(folder: str | Path) -> Checkpoint:
     """Read a checkpoint. Raises `CheckpointError` naming the file if it is missing or damaged."""
     path = Path(folder) / FILE
     if not path.is_file():
         raise CheckpointError(f"{path}: no checkpoint here; train without resume first")
+    remedy = "restore it from a copy, or train anew in another folder"
+    tensors, meta = read_tensors(path, remedy)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            meta = json.loads(metadata["pyro_vae"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if meta["format"] != FORMAT:
             raise CheckpointError(f"{path}: format {meta['format']}, this version reads {FORMAT}")
-        if metadata["digest"] != digest(tensors, metadata["pyro_vae"]):
-            raise ValueError("its content does not match its digest")
         labels = ["current", "best"] if meta["has_best"] else ["current"]
         snapshots = {label: Snapshot({}, {}, {}) for label in labels}
         random: dict[str, Tensor] = {}
@@ -147,12 +124,9 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
             settings=meta["settings"],
             history=meta["history"],
         )
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{path}: damaged ({type(error).__name__}: {error}); restore it from a copy, or train "
-            "anew in another folder"
+            f"{path}: damaged ({type(error).__name__}: {error}); {remedy}"
         ) from None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.checkpoint import FILE, digest, has_checkpoint, load_checkpoint, save_checkpoint
+from inference.checkpoint import FILE, has_checkpoint, load_checkpoint, save_checkpoint
 from inference.engines.choice import ENGINES
 from inference.errors import CheckpointError, EngineWarning, NonFiniteError, RequestError
 from inference.isolation import modes, modules_of, own_randomness, own_store, seed_all
@@ -26,6 +26,7 @@ from inference.progress import Progress, say, working
 from inference.requests import member, one_of, positive, usable_device, whole_number
 from inference.resuming import checkpoint_of, put, restore
 from inference.schedules import SCHEDULES, Constant, Schedule
+from inference.tensor_files import data_digest
 from inference.training import State, Training
 
 
@@ -187,8 +188,8 @@ def fit(
             "epochs": epochs,
         }
         if checkpoint is not None:
-            settings["data"] = _digest(arguments)
-            settings["validation"] = _digest(held_out or ())
+            settings["data"] = data_digest(arguments)
+            settings["validation"] = data_digest(held_out or ())
         state = State()
         seed_all(seed)
         if resume:
@@ -320,7 +321,3 @@ def _plain(options: Mapping[str, Any] | None) -> dict[str, Any]:
         key: list(value) if isinstance(value, tuple) else value
         for key, value in sorted((options or {}).items())
     }
-
-
-def _digest(arguments: tuple[Tensor, ...]) -> str:
-    return digest({str(i): tensor for i, tensor in enumerate(arguments)})

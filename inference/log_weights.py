@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
 from inference.errors import PairError
 from inference.isolation import modes, modules_of, own_store
+from inference.marks import Unmarked
 from inference.pair import Pair, as_arguments, examine
 from inference.particles import Scorer, every_row
 from inference.record import LogWeights
@@ -44,7 +46,12 @@ def log_weights(
 
 
 def evidence_pair(pair: Pair) -> Pair:
-    """The pair, if log p(x) per datum is a question it can answer. Raises `PairError`."""
+    """The pair, if log p(x) per datum is a question it can answer.
+
+    Sites that are marked for enumeration are summed over where the model alone has them; where the
+    guide has them, too, they are drawn like all others.
+    Raises: `PairError`.
+    """
     if pair.scaled_sites:
         raise PairError(
             f"site '{pair.scaled_sites[0]}' is scaled by poutine.scale; the evidence of a scaled "
@@ -55,6 +62,15 @@ def evidence_pair(pair: Pair) -> Pair:
     if pair.plate is not None and pair.global_sites:
         raise PairError(
             f"site '{pair.global_sites[0]}' stands outside plate '{pair.plate}', so log p(x) does "
-            "not split by datum; ask for one joint evidence with plate=None"
+            "not split by datum; ask for one joint evidence with plate=None, or for "
+            "log p(x | global draws) with inference.log_predictive"
+        )
+    if pair.drawn:
+        pair = replace(
+            pair,
+            model=Unmarked(pair.drawn)(pair.model),
+            guide=Unmarked(pair.drawn)(pair.guide),
+            enumerated=tuple(name for name in pair.enumerated if name not in pair.drawn),
+            drawn=(),
         )
     return pair

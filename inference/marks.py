@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 
 from inference.errors import PairError
 
 
 def is_marked(site) -> bool:
     return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
+
+
+class Unmarked(Messenger):
+    """Take marks for enumeration off: of all sites, or of those named."""
+
+    def __init__(self, names: Collection[str] | None = None):
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self.names is None or msg["name"] in self.names:
+            msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
 
 
 def check_marked(sites: Mapping[str, Any], plate: str | None) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from torch.distributions import biject_to
 from inference.errors import NonFiniteError, PairError, RequestError
 from inference.isolation import own_randomness, own_store, validation
 from inference.marks import check_marked, is_marked
-from inference.supports import check_support, is_point, narrow_sites
+from inference.supports import check_support, is_point, narrow_sites, repeating_sites
 
 Data = Tensor | tuple[Tensor, ...]
 
@@ -61,8 +61,8 @@ class Pair:
     `whole`: the pair runs on all its data only, never on a part (a plate of fixed size).
     `few`: a number of data that it takes. `failure`: of one that is whole, what it said to fewer.
     `event_numel`: numbers per datum (per particle, for `plate=None`) in the largest site.
-    `enumerated`: sites to be summed over all their values. `refusals`: sentences that say why the
-    pair's weights are no evidence; empty if they are.
+    `enumerated`: sites to be summed over all their values; `drawn`: those of them that the guide
+    has. `refusals`: sentences that say why the pair's weights are no evidence; empty if they are.
     """
 
     model: Callable
@@ -80,6 +80,7 @@ class Pair:
     enumerated: tuple[str, ...]
     scaled_sites: tuple[str, ...]
     refusals: tuple[str, ...]
+    drawn: tuple[str, ...] = ()
     few: int = 4
     failure: str = ""
 
@@ -262,12 +263,9 @@ def look_at(
             *_partial_plates(every, plate),
             *_point_sites(in_model, in_guide),
             *narrow_sites(in_model, in_guide),
-            *(
-                f"site '{name}' is marked for enumeration, which evidence does not offer yet; "
-                "sample it in the guide"
-                for name in enumerated
-            ),
+            *repeating_sites(in_model, in_guide),
         ),
+        drawn=tuple(name for name in enumerated if name in in_guide),
     )
 
 

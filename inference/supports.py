@@ -28,6 +28,29 @@ def narrow_sites(in_model, in_guide) -> list[str]:
     return found
 
 
+def repeating_sites(in_model, in_guide) -> list[str]:
+    """Angles whose density goes on beyond one turn, under guides that draw from the whole line.
+
+    Weights would count an angle once for every turn.
+    """
+    return [
+        f"site '{name}': the model draws an angle from VonMises, whose density repeats beyond "
+        f"[-pi, pi], and the guide draws from {_drawn_from(in_guide[name]['fn'])}, so weights "
+        "count an angle many times; draw it from VonMises, or from within [-pi, pi]"
+        for name, site in in_model.items()
+        if name in in_guide
+        and is_angle(site["fn"])
+        and not is_angle(in_guide[name]["fn"])
+        and not is_point(in_guide[name]["fn"])
+        and not _within_one_turn(in_guide[name]["fn"])
+    ]
+
+
+def _within_one_turn(fn) -> bool:
+    ends = _bounds(fn)
+    return ends is not None and bool((ends[1] - ends[0] <= 2 * math.pi + 1e-5).all())
+
+
 def _is_narrower(q, p) -> bool:
     if plain_support(q).is_discrete and not plain_support(p).is_discrete:
         return True
@@ -114,6 +137,11 @@ def check_support(name: str, q, p) -> None:
 
 def is_point(fn) -> bool:
     return isinstance(plain_fn(fn), dist.Delta)
+
+
+def is_angle(fn) -> bool:
+    """A density on [-pi, pi], which torch declares on the real line."""
+    return isinstance(plain_fn(fn), torch.distributions.VonMises)
 
 
 def is_mixture(fn) -> bool:

@@ -284,3 +284,31 @@ def test_products_of_a_step():
     weights = 784 * 200 + 200 * 200 + 200 * 100 + 50 * 200 + 200 * 200 + 200 * 784
     assert len(made) == 17
     assert sum(m * k * n for m, k, n in made) == 128 * (3 * weights - 784 * 200)
+
+
+def test_evidence_of_a_run_and_its_report(tmp_path):
+    """Every row runs, a second call measures none again, and the README's part is rewritten."""
+    from cli_runs import trained_runs
+
+    from benchmarks import evidence
+
+    readme, result = tmp_path / "README.md", tmp_path / "results" / "evidence.json"
+    readme.write_text(f"Before\n{evidence.BEGIN}\nstale\n{evidence.END}\nAfter\n")
+    arguments = ["--quick", "--result", str(result), "--readme", str(readme)]
+    run = str(trained_runs() / "a")
+    evidence.main([run, *arguments])
+    held = json.loads(result.read_text())["runs"]["a"]
+    wanted = evidence.rows(first=True, start="guide")
+    assert list(held["rows"]) == list(wanted)
+    for name, row in held["rows"].items():
+        assert ("gap" in row) == name.startswith("sandwich")
+        assert row["seconds"] > 0
+    before = result.read_text()
+    evidence.main([run, *arguments, "--report"])
+    again = json.loads(result.read_text())["runs"]["a"]
+    assert again == json.loads(before)["runs"]["a"]
+    text = readme.read_text()
+    assert text.startswith(f"Before\n{evidence.BEGIN}\n`python -m benchmarks.evidence`")
+    assert text.endswith(f"{evidence.END}\nAfter\n")
+    assert "nats below AIS with 200 temperatures" in text
+    assert (tmp_path / "results" / "evidence.png").exists()

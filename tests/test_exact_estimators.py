@@ -69,6 +69,91 @@ def test_quadrature_on_a_bounded_support():
     assert torch.allclose(found.value, truth.double(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("degrees", [1.0, 3.0, 8.0])
+def test_the_grid_grows_to_where_the_tails_end(degrees):
+    """Student's t, seen through much noise: 8 standard deviations miss 1e-3 nat of 3 degrees."""
+    t = torch.tensor(degrees, dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.StudentT(t, 0.0, 1.0))
+            pyro.sample("x", dist.Normal(0.01 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.StudentT(5.0 + 0 * x, 0.0, 1.0))
+
+    # z = tan(a): smooth and periodic in a.
+    a = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000 * math.pi - math.pi / 2
+    z, x = a.tan(), torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64)
+    log_f = dist.StudentT(t, 0.0, 1.0).log_prob(z) - 2 * a.cos().log()
+    log_f = log_f + dist.Normal(0.01 * z, 1.0).log_prob(x.unsqueeze(1))
+    truth = log_f.logsumexp(1) + math.log(math.pi / 200_000)
+    found = log_px(model, guide, x, "quadrature")
+    assert torch.allclose(found.value, truth, atol=1e-6, rtol=0)
+
+
+def test_a_small_far_peak_counts():
+    """A peak of weight 1e-4 beyond what the first grid is refined around is not dropped."""
+    weights = torch.tensor([1 - 1e-4, 1e-4], dtype=torch.float64)
+    means = torch.tensor([0.0, 9.0], dtype=torch.float64)
+
+    def model(x):
+        parts = dist.Categorical(weights), torch.distributions.Normal(means, 0.5)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.MixtureSameFamily(*parts))
+            pyro.sample("x", dist.Normal(z, 20.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0 * x, 2.0))
+
+    x = torch.linspace(-20, 20, 5, dtype=torch.float64)
+    each = dist.Normal(means, 400.25**0.5).log_prob(x.unsqueeze(1))
+    truth = (each + weights.log()).logsumexp(1)
+    found = log_px(model, guide, x, "quadrature")
+    assert torch.allclose(found.value, truth, atol=1e-7, rtol=0)
+    without = each[:, 0] + weights[0].log()
+    assert not torch.allclose(without, truth, atol=1e-5, rtol=0)
+
+
+def test_float32_ends_where_its_rounding_begins():
+    """500 pixels in float32: log p(x) as far as the arithmetic goes, and an error that says so."""
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(1, 500, generator=generator)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1).to(x), 1.0).to_event(1))
+            logits = (z @ W.to(x)).tanh()
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0 * x[:, :1], 1.0).to_event(1))
+
+    x = (torch.rand(20, 500) < 0.5).float()
+    single, double = (
+        log_px(model, guide, x, "quadrature", precision=p) for p in ("float32", "float64")
+    )
+    assert bool((double.std_error < 1e-7).all())
+    assert bool((single.std_error > 1e-6).all())
+    assert bool(((single.value - double.value).abs() < 10 * single.std_error).all())
+
+
+def test_large_tiles_are_split(monkeypatch):
+    """Where points times data would not fit, some data at a time: the same result."""
+    from inference.evidence import quadrature
+
+    pair = linear_gaussian(seed=1, L=2, delta=4.0)
+    x = pair.sample(9)
+    whole = log_px(pair.model, pair.guide, x, "quadrature")
+    monkeypatch.setattr(quadrature, "HEIGHTS_AT_ONCE", 3 * whole.num_samples)
+    split = log_px(pair.model, pair.guide, x, "quadrature")
+    for found in (whole, split):
+        assert torch.allclose(found.value, pair.log_px(x), atol=1e-6, rtol=0)
+
+
 def test_three_latents_are_refused():
     pair = linear_gaussian(seed=1, L=3)
     with pytest.raises(inference.PairError, match=r"3 latent numbers.*use estimator='ais'"):
@@ -138,3 +223,23 @@ def test_what_cannot_be_enumerated_is_refused():
     few = inference.Enumerate(most_values=8)
     with pytest.raises(inference.PairError, match="take 12 values together, more than 8"):
         log_px(discrete_model, discrete_guide, all_binary(4), few)
+
+
+def test_quadrature_sees_a_mode_that_the_guide_misses():
+    """x = |4 z| + noise: the guide knows z > 0 alone, the prior has both."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.sample("x", dist.Normal(4 * z.abs(), 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 4.06, 0.124))
+
+    x = torch.tensor([3.0, 5.0, 9.0], dtype=torch.float64)
+    found = inference.log_marginal(
+        model, guide, x, estimator=inference.Quadrature(), progress=False
+    )
+    one = dist.Normal(0.0, 0.5 * 65**0.5).log_prob(x)  # of 4 z + noise, twice but for z ~ 0
+    assert torch.allclose(found.value, one + math.log(2), atol=1e-6)

@@ -7,7 +7,12 @@ import pytest
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-SHORT = {"01_quickstart.ipynb": "epochs = 5\nnum_samples = 50\n"}
+SHORT = {
+    "01_quickstart.ipynb": "epochs = 5\nnum_samples = 50\n",
+    "03_where_the_gap_comes_from.ipynb": (
+        "epochs = 2\nnum_data = 10\nsimulated = 60\nnum_draws = 20\n"
+    ),
+}
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.ipynb")))

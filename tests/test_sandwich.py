@@ -17,7 +17,7 @@ from tests.exact_models import agrees, linear_gaussian
 
 def sandwich(pair, x, num_temperatures, num_data=300, **chains):
     chains = inference.AIS(num_temperatures=num_temperatures, **chains)
-    estimator = inference.Sandwich(num_data=num_data, chains=chains)
+    estimator = inference.Sandwich(num_data=num_data, by=chains)
     return inference.log_marginal(pair.model, pair.guide, x, estimator=estimator, progress=False)
 
 
@@ -119,4 +119,193 @@ def test_requests_that_make_no_sense_are_refused():
             pair.model, pair.guide, pair.sample(3), estimator="sandwich", plate=None
         )
     with pytest.raises(ValueError, match="chains are of AIS, from the guide or a gaussian"):
-        inference.Sandwich(chains=inference.AIS(start="prior"))
+        inference.Sandwich(by=inference.AIS(start="prior"))
+
+
+# By importance weights --------------------------------------------------------------------------
+
+
+def cheap(pair, x, K, num_data=400, **settings):
+    by = inference.Importance(num_samples=K, **settings)
+    estimator = inference.Sandwich(num_data=num_data, by=by)
+    return inference.log_marginal(pair.model, pair.guide, x, estimator=estimator, progress=False)
+
+
+def is_upper_weight(upper, truth) -> bool:
+    """E[exp(log p(x) - upper)] = 1, where the true latent stands for one of the K draws."""
+    ratio = (truth - upper).exp()
+    return agrees(ratio.mean(), 1.0, ratio.std() / math.sqrt(len(ratio)), ceiling=0.03)
+
+
+PROPOSALS = [{}, {"proposal": "widened", "width": 1.3}, {"proposal": "prior"}]
+
+
+@pytest.mark.parametrize("settings", PROPOSALS, ids=str)
+def test_true_latents_among_the_draws(settings):
+    pair = poor()
+    x = pair.sample(5)
+    K, num_data = 8, 1500
+    found = cheap(pair, x, K, num_data, **settings)
+    truth = simulated_truth(pair, x, num_data)
+    for side in (truth - found.value, found.upper - truth):
+        assert float(side.mean()) > 3 * float(side.std()) / math.sqrt(num_data)
+    assert is_upper_weight(found.upper, truth)
+    ratio = (found.value - truth).exp()
+    assert agrees(ratio.mean(), 1.0, ratio.std() / math.sqrt(num_data), ceiling=0.06)
+    assert f"sandwich with {K} importance samples" in str(found)
+    assert found.summary()["num_temperatures"] is None
+
+
+def test_wrong_places_of_the_true_latent_are_caught():
+    """Counted beside K draws whose mean is still taken over K, and forgotten."""
+    pair = poor()
+    x = pair.sample(5)
+    K, num_data = 8, 1500
+    found = cheap(pair, x, K, num_data)
+    truth = simulated_truth(pair, x, num_data)
+    weight, lower = found.upper.exp() * K, found.value.exp() * K  # w* + rest; w_1 + rest
+    assert is_upper_weight((weight / K).log(), truth)
+    alone = cheap(pair, x, 1, num_data)  # w* itself
+    rest = (weight - alone.upper.exp()).clamp_min(1e-300)
+    assert not is_upper_weight(((alone.upper.exp() + lower) / K).log(), truth)
+    assert not is_upper_weight((rest / (K - 1)).log(), truth)
+    assert not is_upper_weight(found.value, truth)
+    # One more draw and one more in the mean is the right thing again, for K + 1.
+    assert is_upper_weight(((alone.upper.exp() + lower) / (K + 1)).log(), truth)
+
+
+def test_more_draws_close_the_gap():
+    pair = poor(shift=0.3)
+    x = pair.sample(5)
+    gaps = [cheap(pair, x, K).gap for K in (3, 30, 3000)]
+    assert gaps[0] > 4 * gaps[1] > 16 * gaps[2] > 0
+    assert gaps[2] < 0.005
+
+
+def test_a_missed_mode_shows_as_a_gap_of_weights():
+    """With the prior's own draws it closes: they meet both modes."""
+    pair = two_modes()
+    x = torch.zeros(4, 2, dtype=torch.float64)
+    found = cheap(pair, x, 2000, 200)
+    assert found.gap > 3 * found.gap_std_error
+    assert found.gap > 1
+    truth = simulated_truth(pair, x, 200)
+    assert float((truth - found.value).mean()) > 0.5
+    assert cheap(pair, x, 2000, 200, proposal="prior").gap < 0.01
+
+
+def test_pieces_give_what_the_whole_gives(monkeypatch):
+    pair = poor()
+    x = pair.sample(5)
+    monkeypatch.setitem(inference.tiles.TILE_NUMBERS, "cpu", 100 * x.shape[1])
+    whole = cheap(pair, x, 430, 20)
+    monkeypatch.setattr("inference.evidence.importance.WEIGHTS_AT_ONCE", 150)
+    parts = cheap(pair, x, 430, 20)
+    for name, expected in whole.arrays().items():
+        assert torch.allclose(parts.arrays()[name], expected, atol=1e-10, rtol=0)
+
+
+def test_cheap_bounds_of_any_pair():
+    """A positive latent and a discrete one, two plates deep; and networks that take one batch."""
+    table = torch.tensor([0.5, 2.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Bernoulli(torch.tensor(0.3)))
+            with pyro.plate("parts", 2, dim=-2):
+                rate = pyro.sample("rate", dist.Gamma(3.0, 2.0))
+                pyro.sample("x", dist.Poisson(rate * table[kind.long()]), obs=x.T)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("kind", dist.Bernoulli(torch.full((len(x),), 0.4)))
+            with pyro.plate("parts", 2, dim=-2):
+                pyro.sample("rate", dist.Gamma(2.0 + x.T, 2.5))
+
+    def folding(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            loc = z.view(len(x), 2) @ torch.ones(2, 3)  # no dimension of samples
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def centre(x):
+        with pyro.plate("data", len(x)):
+            loc = x.mean(1, keepdim=True).expand(-1, 2) / 3
+            pyro.sample("z", dist.Normal(loc, 0.7).to_event(1))
+
+    for pair, x in (((model, guide), torch.ones(3, 2)), ((folding, centre), torch.ones(3, 3))):
+        gaps = []
+        for K in (4, 400):
+            by = inference.Importance(num_samples=K)
+            estimator = inference.Sandwich(num_data=300, by=by)
+            found = inference.log_marginal(*pair, x, estimator=estimator, progress=False)
+            gaps.append(found.gap)
+            assert found.gap > -2 * found.gap_std_error
+        assert gaps[1] < 0.2 * gaps[0]
+        assert gaps[1] < 0.05
+
+
+def test_settings_by_name_and_by_value():
+    default = inference.Sandwich()
+    assert default.by.name == "ais"
+    assert default.by.space == "latent"
+    cheap = inference.Sandwich(by="importance")
+    assert cheap.by == inference.Importance()
+    assert inference.Sandwich.model_validate(cheap.model_dump()) == cheap
+    assert inference.Sandwich(by={"num_temperatures": 30}).by.num_temperatures == 30
+    with pytest.raises(ValueError, match="take 'guide', 'prior' or 'widened'"):
+        inference.Sandwich(by=inference.Importance(proposal="defensive"))
+    for wrong in ("smc", inference.SMC(), {"name": "smc"}, 3):
+        with pytest.raises(ValueError, match="Choices: ais, importance"):
+            inference.Sandwich(by=wrong)
+    with pytest.raises(ValueError, match="num_samples"):
+        inference.Sandwich(by={"name": "ais", "num_samples": 3})
+
+
+def test_pairs_whose_true_latents_have_no_weight():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    planar = dist.transforms.Planar(2)
+
+    def flow(x):
+        with pyro.plate("data", len(x)):
+            base = dist.Normal(x / 2, 0.7).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(base, [planar]))
+
+    def auxiliary(x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(x / 2 + 0 * a[..., None], 0.7).to_event(1))
+
+    estimator = inference.Sandwich(num_data=5, by=inference.Importance(num_samples=10))
+    for guide, match in ((flow, "known at its own draws only .*gaussian"), (auxiliary, "site 'a'")):
+        with pytest.raises(inference.PairError, match=match):
+            inference.log_marginal(
+                model, guide, torch.zeros(3, 2), estimator=estimator, progress=False
+            )
+
+
+def test_the_observed_argument_is_found_by_its_memory():
+    """Two arguments of equal values: the one that the model observes is simulated."""
+
+    def model(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    x, y = torch.zeros(5), torch.zeros(5)
+    made = simulate(model, (x, y), 0).arguments
+    assert torch.equal(made[0], x)
+    assert bool((made[1] != 0).all())
+
+    def copied(x, y):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y.clone())
+
+    with pytest.raises(inference.PairError, match="2 of the arguments alike"):
+        simulate(copied, (x, y), 0)
+    assert bool((simulate(copied, (x, y + 1), 0).arguments[1] != 1).all())

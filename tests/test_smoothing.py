@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from inference.evidence import streaming
 from inference.evidence.smoothing import khat_threshold, pareto_khat, tail_length
 from tests.exact_models import linear_gaussian
 
@@ -54,6 +55,29 @@ def test_equals_arviz(arviz, name, num_samples):
     # Wrong: the largest weight left out moves it.
     without = pareto_khat(log_weights.sort(1).values[:, :-1])
     assert not torch.allclose(without, torch.from_numpy(expected), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_samples", [25, 1000, 5000])
+@pytest.mark.parametrize("name", ["normal", "pareto 0.3", "pareto 0.9", "bounded", "ties"])
+def test_smoothed_means_equal_those_of_arviz(arviz, name, num_samples):
+    log_weights = draws(name, (4, num_samples))
+    smoothed, _ = arviz.psislw(log_weights.numpy(), normalize=False)
+    expected = torch.from_numpy(smoothed).logsumexp(1) - math.log(num_samples)
+    state = streaming.init(4, num_samples)
+    for piece in log_weights.split(700, 1):
+        state = streaming.update(state, piece, torch.zeros(4, dtype=torch.float64))
+    found = streaming.finish(state)
+    assert torch.allclose(found["psis"], expected, atol=1e-8, rtol=0)
+    assert not torch.allclose(found["value"], expected, atol=1e-8, rtol=0)
+
+
+def test_khat_is_of_each_datum_and_never_of_a_batch():
+    """One bad datum among good ones whose log p(x) is larger."""
+    threshold = khat_threshold(1000)
+    bad, good = draws("pareto 2.0", (1, 1000)) - 700, draws("bounded", (50, 1000))
+    every = torch.cat([good, bad])
+    assert (pareto_khat(every) > threshold).tolist() == [False] * 50 + [True]
+    assert float(pareto_khat(every.reshape(1, -1))) < threshold  # wrong: nothing is seen
 
 
 def test_ties_at_the_cutoff_are_left_out_as_in_arviz(arviz):

@@ -148,7 +148,8 @@ def streams(
     once = time.perf_counter() - started
 
     def run(n: int) -> dict[str, Any]:
-        found = [streaming.finish(s)["value"] for s in importance.stream(weighing, num_data=n)]
+        states = importance.stream(weighing, num_data=n)
+        found = [streaming.finish(state)["value"] for _, state in states]
         values = torch.cat(found)
         mean = float(values.mean())  # waits for the device
         return {"value": mean, "pieces": len(values), "once": once}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from inference.errors import RequestError
+from inference.errors import PairError, RequestError
+from inference.evidence.points import free_of
 from inference.pair import Data
 from inference.requests import whole_number
 from inference.tiles import tiled
@@ -80,7 +81,10 @@ def active_units(
         for start in tiles.rows():
             tile = tiles.tile(start)
             record = tiles.score(tile)
-            sites = [tiles.draws(record, name, tile) for name in tiles.pair.latents]
+            drawn = free_of(record, tiles.pair)
+            if not drawn:
+                raise PairError("the guide draws no latents, so there are no units to count")
+            sites = [tiles.draws(record, name, tile) for name in drawn]
             draws = torch.cat(sites, -1)  # [K, n, units]
             first.append(draws[:half].mean(0))
             second.append(draws[half:].mean(0))

@@ -16,9 +16,10 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from inference.errors import PairError
-from inference.evidence.annealed import MAX_SPREAD, MIN_ACCEPTANCE, AnnealedEstimate
+from inference.evidence.annealed import MAX_OWN_SPREAD, MAX_SPREAD, MIN_ACCEPTANCE, AnnealedEstimate
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
+from inference.evidence.moderation import moderated
 from inference.evidence.proposals import prior_of
 from inference.evidence.space import Data, GaussianStart, LatentSpace, NoiseSpace, Space
 from inference.evidence.tempering import Settings, Tuned, Walk, pilot, schedule, seeded
@@ -35,11 +36,20 @@ class Weighed(NamedTuple):
     """What chains say of each datum, `[data]`."""
 
     value: Tensor  # log p^(x)
-    std_error: Tensor
+    variance: Tensor  # of p^(x) / p(x)
     ess: Tensor  # of the chains' weights
     spread: Tensor  # sd of log w over chains
     acceptance: Tensor
     bound: Tensor  # the mean of log f_1/f_0 under f_0
+
+
+class Errors(NamedTuple):
+    """Of each value, `[data]`."""
+
+    std_error: Tensor
+    spread: Tensor  # as `AnnealedEstimate` has it
+    degrees: float  # of freedom
+    calm: Tensor  # bool: are the errors to be believed?
 
 
 class Prepared(NamedTuple):
@@ -113,20 +123,26 @@ class AIS(Estimator):
             total = len(every) * num_temperatures
             with Progress(self.name.upper(), total, request.progress, unit="steps") as bar:
                 for tile, found in zip(every, tuned, strict=True):
-                    data, num_real = walk.data_of(tile)
-                    seeded(tiles, tile, "chains")
-                    betas = schedule(found, num_temperatures)
-                    weighed = self.weigh(walk, data, found, betas, bar)
-                    parts.append([part[:num_real] for part in weighed])
+                    held = request.kept.get(f"weighed/{tile.start}", tiles.device)
+                    if held is None:
+                        data, num_real = walk.data_of(tile)
+                        seeded(tiles, tile, "chains")
+                        betas = schedule(found, num_temperatures)
+                        weighed = self.weigh(walk, data, found, betas, bar)
+                        held = [part[:num_real] for part in weighed]
+                        request.kept.put(f"weighed/{tile.start}", held)
+                    else:
+                        bar.advance(num_temperatures)
+                    parts.append(held)
             joined = Weighed(*(torch.cat(part).cpu() for part in zip(*parts, strict=True)))
-        flagged = ~(joined.spread <= MAX_SPREAD) | (joined.acceptance < MIN_ACCEPTANCE)
+        std_error, spread, degrees, calm = self.errors(joined)
         return AnnealedEstimate(
             value=joined.value,
-            std_error=joined.std_error,
-            degrees=self.num_chains - 1,
-            flagged=flagged,
+            std_error=std_error,
+            degrees=degrees,
+            flagged=~calm | (joined.acceptance < MIN_ACCEPTANCE),
             ess=joined.ess,
-            spread=joined.spread,
+            spread=spread,
             acceptance=joined.acceptance,
             elbo=joined.bound,
             num_temperatures=num_temperatures,
@@ -149,7 +165,7 @@ class AIS(Estimator):
             steps = self.pilot_temperatures + (self.num_temperatures or self.fewest)
             space = self.space_of(tiles)
             walk = Walk(tiles, space, self.settings, request.engine, steps * len(every))
-        tuned = tune(walk, every, self.num_chains, progress=request.progress)
+        tuned = tune(walk, every, self.num_chains, request)
         return Prepared(walk, every, tuned, self.num_temperatures or self.enough(tuned))
 
     def weigh(
@@ -158,6 +174,15 @@ class AIS(Estimator):
         """What the chains of one tile say."""
         log_w, acceptance, bound = anneal(walk, data, tuned, betas, self.num_chains, bar)
         return of_chains(log_w, acceptance, bound)
+
+    def errors(self, found: Weighed) -> Errors:
+        """What the weights say of the values' errors."""
+        spread, degrees = moderated(found.spread.square(), self.num_chains - 1)
+        # Chains that happen to lie too close together have too small an error by as much.
+        larger = torch.where(found.spread > 0, spread / found.spread.square(), 1.0)
+        std_error, spread = (found.variance * larger).sqrt(), spread.sqrt()
+        calm = (spread <= MAX_SPREAD) & (found.spread <= MAX_OWN_SPREAD)
+        return Errors(std_error, spread, degrees, calm)
 
     @property
     def fewest(self) -> int:
@@ -183,15 +208,22 @@ class AIS(Estimator):
         return LatentSpace(tiles.scorer, tiles.arguments)
 
 
-def tune(walk: Walk, every: Sequence[Tile], num_chains: int, *, progress: bool) -> list[Tuned]:
+def tune(walk: Walk, every: Sequence[Tile], num_chains: int, request: Request) -> list[Tuned]:
     """A pilot for each tile."""
     found = []
-    total = len(every) * walk.settings.pilot_temperatures
-    with Progress("pilot", total, progress, unit="steps") as bar:
+    steps = walk.settings.pilot_temperatures
+    with Progress("pilot", len(every) * steps, request.progress, unit="steps") as bar:
         for tile in every:
-            data, _ = walk.data_of(tile)
-            seeded(walk.tiles, tile, "pilot")
-            found.append(pilot(walk, data, num_chains, bar))
+            held = request.kept.get(f"pilot/{tile.start}", walk.tiles.device)
+            if held is None:
+                data, _ = walk.data_of(tile)
+                seeded(walk.tiles, tile, "pilot")
+                tuned = pilot(walk, data, num_chains, bar)
+                request.kept.put(f"pilot/{tile.start}", tuned)
+            else:
+                tuned = Tuned(*held)
+                bar.advance(steps)
+            found.append(tuned)
     return found
 
 
@@ -231,13 +263,8 @@ def of_chains(log_w: Tensor, acceptance: Tensor, bound: Tensor) -> Weighed:
     num_chains = len(log_w)
     value = log_mean(log_w)
     weight = (log_w - value).exp()  # relative to their mean
-    spread = log_w.std(0)
-    # Cox's error is that of a mean of lognormal weights. The weights' own is smaller than that for
-    # those few chains that seldom draw a large one; where there are no such, Cox's is too large.
-    own = weight.var(0) / num_chains
-    cox = spread.square() / num_chains + spread**4 / (2 * (num_chains - 1))
     ess = num_chains / weight.square().mean(0)
-    return Weighed(value, ((own + cox) / 2).sqrt(), ess, spread, acceptance, bound)
+    return Weighed(value, weight.var(0) / num_chains, ess, log_w.std(0), acceptance, bound)
 
 
 def log_mean(log_w: Tensor) -> Tensor:

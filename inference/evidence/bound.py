@@ -98,6 +98,12 @@ def _terms(
             "the model observes no site, so nothing is reconstructed; hand the data to one "
             "of its sites with obs="
         )
+    if record.entangled:
+        latent, observed = record.entangled[0]
+        raise PairError(
+            f"site '{latent}' shares values that are summed over with '{observed}', so its KL term "
+            "does not stand by itself; ask log_marginal, whose estimates have the ELBO as a whole"
+        )
     found = [record.log_likelihood]
     for name, log_q in record.log_q.items():
         # Auxiliary and observed guide sites have no latent counterpart in the model.

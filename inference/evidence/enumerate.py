@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import PositiveInt
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from inference.errors import PairError
@@ -16,8 +15,10 @@ from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
 from inference.evidence.points import Points
 from inference.evidence.proposals import points_of, prior_of
+from inference.marks import Unmarked
 from inference.particles import Given, Scorer
 from inference.progress import Progress
+from inference.record import LogWeights
 from inference.supports import in_a_line, plain_fn
 from inference.tiles import even_share, numbers_per_tile
 
@@ -83,10 +84,17 @@ class Enumerate(Estimator):
     def _values(self, scorer: Scorer, few: tuple[Tensor, ...]) -> tuple[Tensor, Points]:
         """All combinations `[M, D]`, and how a combination lies in the sites."""
         record = scorer(few, 2)
+        if not record.latents:
+            raise PairError(
+                "enumerate: the model has no latents, so there is nothing to sum over; use "
+                "estimator='importance', whose weights are then all equal and exact"
+            )
         points = points_of(record, scorer.pair, folded=scorer.folded)
         units: list[Tensor] = []  # of each number (or vector) of a datum, its values [S, e]
         for name in record.latents:
-            support = _support(name, record.model_fn[name])
+            if not _is_finite(record.model_fn[name]):
+                _refuse(name, record, points.num_dims)
+            support = _support(record.model_fn[name])
             place = points.places[name].part
             units += [support] * ((place.stop - place.start) // support.shape[1])
         count = math.prod(len(unit) for unit in units)
@@ -100,21 +108,29 @@ class Enumerate(Estimator):
         return torch.cat([unit[index[:, i]] for i, unit in enumerate(units)], 1), points
 
 
-class Unmarked(Messenger):
-    """Take marks for enumeration off: here all sites are."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        msg["infer"] = {k: v for k, v in msg["infer"].items() if k != "enumerate"}
+def _is_finite(fn) -> bool:
+    return bool(getattr(plain_fn(fn), "has_enumerate_support", False))
 
 
-def _support(name: str, fn) -> Tensor:
-    """All values of one number, or of one vector, of a site: `[S, e]`."""
-    fn = plain_fn(fn)
-    if not getattr(fn, "has_enumerate_support", False):
-        raise PairError(
-            f"enumerate: site '{name}' draws from {type(fn).__name__} on {in_a_line(fn.support)}, "
-            "which is no finite set; use estimator='importance', or 'quadrature' for one or two "
-            "numbers"
+def _refuse(name: str, record: LogWeights, num_dims: int) -> None:
+    """Raises: `PairError` naming the site, and what fits a pair of `num_dims` numbers a datum."""
+    discrete = [n for n in record.latents if record.model_fn[n].support.is_discrete]
+    others = ""
+    if not discrete:
+        others = ", or 'quadrature' for one or two numbers" if num_dims <= 2 else ", or 'ais'"
+    elif all(_is_finite(record.model_fn[n]) for n in discrete):
+        others = (
+            f"; or leave '{discrete[0]}' out of the guide and mark it in the model "
+            "(infer={'enumerate': 'parallel'}), which sums over it there"
         )
-    values = fn.enumerate_support(expand=False)
+    fn = plain_fn(record.model_fn[name])
+    raise PairError(
+        f"enumerate: site '{name}' draws from {type(fn).__name__} on {in_a_line(fn.support)}, "
+        f"which is no finite set; use estimator='importance'{others}"
+    )
+
+
+def _support(fn) -> Tensor:
+    """All values of one number, or of one vector, of a site: `[S, e]`."""
+    values = plain_fn(fn).enumerate_support(expand=False)
     return values.reshape(len(values), -1)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from inference.evidence.comparison import Comparison
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -25,6 +30,7 @@ class Estimate:
         flagged: `[N]`, where the errors are not to be believed; None where nothing tells.
         tile: `(data, samples)` of one tile; equal tiles (and engine) give bit-equal results.
         engine, engine_reason, precision: what ran and why, see `log_marginal`.
+        data_digest: tells which data these are.
 
     `mean` is the data set's mean; `mc_std_error` the part of its error that more samples would
     remove, `bias_estimate` the part they remove more slowly (about -1/2 mean s_n^2, which does not
@@ -47,6 +53,7 @@ class Estimate:
     engine: str = "eager"
     engine_reason: str = "as asked"
     precision: str = "float32"
+    data_digest: str = ""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -92,9 +99,7 @@ class Estimate:
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Both ends of each value's interval, `[N]`: value -+ t std_error.
 
-        `level` is how often it is meant to cover log p(x) where nothing is flagged. Where a good
-        part of the data is, it covers less often for the rest, too: weights that happen to lie
-        close together look calm.
+        `level` is how often it is meant to cover log p(x) where nothing is flagged.
         """
         from scipy.stats import t
 
@@ -128,6 +133,37 @@ class Estimate:
             "engine_reason": self.engine_reason,
             "precision": self.precision,
         }
+
+    def save(self, path: str | PathLike) -> None:
+        """Write everything to one safetensors file, atomically. `inference.load_estimate` reads."""
+        from inference.evidence.saving import save
+
+        save(self, path)
+
+    def compare(self, other: Estimate) -> Comparison:
+        """This less `other`, datum by datum, with its errors.
+
+        Raises: `RequestError` where the two are of other data or quantities.
+        """
+        from inference.evidence.comparison import compare
+
+        return compare(self, other)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Estimate]) -> Estimate:
+        """Estimates of several data sets, by one estimator, as one of all of them, in this order.
+
+        Raises: `RequestError` where they differ in what they are.
+        """
+        from inference.evidence.saving import concatenate
+
+        return concatenate(parts)
+
+    def _repr_html_(self) -> str:
+        """A table, and the paragraph."""
+        from inference.evidence.showing import as_html
+
+        return as_html(self)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self})"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from inference.errors import RequestError
 from inference.evidence.estimate import Estimate
+from inference.evidence.kept import Kept
+from inference.global_draws import GIVEN_GLOBALS, GivenGlobals
 from inference.pair import Data
 from inference.tiles import Tiles, tiled
 
@@ -28,9 +30,12 @@ class Request:
     precision: str = "float32"
     device: str | torch.device | None = None
     progress: bool = True
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def quantity(self) -> str:
+        if isinstance(self.model, GivenGlobals):
+            return GIVEN_GLOBALS
         return "log p(x)" if self.plate is not None else "joint log p(x)"
 
     def check_precision(self, estimator: str) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -20,6 +20,7 @@ from inference.errors import NonFiniteError
 from inference.evidence import streaming
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
+from inference.evidence.kept import Kept
 from inference.evidence.proposals import Defensive, Widened, prior_of
 from inference.evidence.smoothing import khat_threshold
 from inference.evidence.weighing import Weighing
@@ -69,10 +70,10 @@ class Importance(Estimator):
             num_tiles = len(tiles.rows()) * len(tiles.columns())
             with Progress("log p(x)", num_tiles, request.progress, unit="tiles") as bar:
                 stop = 0
-                for state in stream(weighing, bar):
-                    worst = max(worst, float(state.rounding.max()))
-                    start, stop = stop, stop + len(state.peak)
-                    for name, found in streaming.finish(state).items():
+                for block in finished(weighing, bar, request.kept):
+                    worst = max(worst, float(block.pop("rounding").max()))
+                    start, stop = stop, stop + len(block["value"])
+                    for name, found in block.items():
                         # Rows of one tensor: many small ones kept between large tiles would pin
                         # the allocator's memory, a third of a MiB a datum.
                         if name not in results:
@@ -111,7 +112,8 @@ def _precision_note(tiles: Tiles, value: Tensor, precision: str) -> str:
     single = dataclasses.replace(tiles, precision="float32")
     found = [
         streaming.finish(state)["value"]
-        for state in stream(Weighing(single, weights, "eager"), None, COMPARED)
+        for _, state in stream(Weighing(single, weights, "eager"), None, COMPARED)
+        if state is not None
     ]
     reference = torch.cat(found)
     shift = float((value[: len(reference)] - reference).mean())
@@ -130,13 +132,30 @@ def _rounding_note(worst: float) -> tuple[str, ...]:
     )
 
 
-def stream(
-    weighing: Weighing, bar: Progress | None = None, num_data: int | None = None
-) -> Iterator[streaming.Moments]:
-    """All log-weights in order of data, a good number of data at a time.
+def finished(weighing: Weighing, bar: Progress, kept: Kept) -> Iterator[dict[str, Tensor]]:
+    """What `streaming.finish` says of all data, and their rounding, a good number at a time."""
+    device = weighing.tiles.device
+    for first, state in stream(weighing, bar, done=lambda first: kept.has(f"weighed/{first}")):
+        if state is None:
+            yield kept.get_named(f"weighed/{first}", device)
+        else:
+            found = {**streaming.finish(state), "rounding": state.rounding}
+            kept.put_named(f"weighed/{first}", found)
+            yield found
 
-    With `num_data`, the tiles that hold the first so many. What is yielded is filled anew
-    afterwards.
+
+def stream(
+    weighing: Weighing,
+    bar: Progress | None = None,
+    num_data: int | None = None,
+    done: Callable[[int], bool] = lambda first: False,
+    gather: Any = streaming,
+) -> Iterator[tuple[int, Any | None]]:
+    """The first datum's index and all log-weights, in order of data, a good number at a time.
+
+    With `num_data`, the tiles that hold the first so many; None in the place of what is `done`.
+    `gather` has `init` and `update` as `streaming` has; its states have their `peak`. What is
+    yielded is filled anew afterwards.
     """
     tiles = weighing.tiles
     starts = [s for s in tiles.rows() if num_data is None or s < num_data]
@@ -146,14 +165,19 @@ def stream(
     rows = max(1, min(DATA_AT_ONCE, WEIGHTS_AT_ONCE // tiles.num_samples) // size)
     wide = len(columns) if rows > 1 else max(1, WEIGHTS_AT_ONCE // (size * tiles.samples_per_tile))
     most = min(rows, len(starts)) * size
-    state = streaming.init(most, tiles.num_samples, tiles.device)
-    nothing = streaming.init(most, tiles.num_samples, tiles.device)
+    state = gather.init(most, tiles.num_samples, tiles.device)
+    nothing = gather.init(most, tiles.num_samples, tiles.device)
     # Small tensors that stay, made between large ones that come and go, would scatter over the
     # allocator's memory, and the large ones soon find no place between them: these are kept.
     width = min(wide * tiles.samples_per_tile, tiles.num_samples)
     log_weight = torch.empty(most, width, dtype=torch.float64, device=tiles.device)
     ulp = torch.empty_like(log_weight)
     for block in _batches(starts, rows):
+        if done(block[0]):
+            if bar is not None:
+                bar.advance(len(block) * len(columns))
+            yield block[0], None
+            continue
         streaming.keep(state, nothing)
         for chunk in _batches(columns, wide):
             filled = 0
@@ -170,10 +194,10 @@ def stream(
                 filled += num
             part = streaming.part(state, 0, filled)
             rounding = MANY_ULP * ulp[:filled, :seen].amax(1)
-            streaming.keep(part, streaming.update(part, log_weight[:filled, :seen], rounding))
+            streaming.keep(part, gather.update(part, log_weight[:filled, :seen], rounding))
         if not bool((part.peak < math.inf).all()):  # NaN or +inf
             _raise_blame(tiles, block)
-        yield part
+        yield block[0], part
 
 
 def _batches(values: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
 
 import torch
 
 from inference.evidence.ais import AIS
+from inference.evidence.auto import Auto
 from inference.evidence.enumerate import Enumerate
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
 from inference.evidence.importance import Importance
+from inference.evidence.kept import Kept, parameters_digest
 from inference.evidence.quadrature import Quadrature
 from inference.evidence.sandwich import Sandwich
 from inference.evidence.smc import SMC
 from inference.evidence.weighing import check_engine
-from inference.pair import Data
+from inference.pair import Data, as_arguments
 from inference.requests import member
+from inference.tensor_files import data_digest
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "importance": Importance,
@@ -25,6 +31,7 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "sandwich": Sandwich,
     "quadrature": Quadrature,
     "enumerate": Enumerate,
+    "auto": Auto,
 }
 
 
@@ -39,6 +46,7 @@ def log_marginal(
     engine: str = "auto",
     precision: str = "float32",
     device: str | torch.device | None = None,
+    checkpoint: str | PathLike | None = None,
     progress: bool = True,
 ) -> Estimate:
     """log p(x) of every datum under a Pyro pair, with its error.
@@ -54,11 +62,30 @@ def log_marginal(
         precision: `float32` (never TF32 or autocast, whatever the global settings), `float64`, or
             `tf32` or `bfloat16`: then the result notes by how many nats that moves it.
         device: where data and modules are moved; by default data go where the modules are.
+        checkpoint: a file for what finished tiles gave. Where it stands, the same call goes on with
+            it, and has an equal result; it is removed at the end.
     Returns: an `Estimate`, float64 tensors on the CPU.
     Raises: `PairError` (pair and question do not fit), `RequestError`, `NonFiniteError` (a weight
-        is NaN; names datum and site).
+        is NaN; names datum and site), `CheckpointError` (the file belongs to another question, or
+        is damaged).
     """
     estimator = member("estimator", estimator, Estimator, ESTIMATORS)
     check_engine(engine)
-    request = Request(model, guide, data, seed, plate, engine, precision, device, progress)
-    return estimator.run(request)
+    arguments = as_arguments(data)
+    digest = data_digest(arguments)
+    question = {
+        "estimator": estimator.model_dump(),
+        "data": digest,
+        "parameters": parameters_digest(model, guide),
+        "seed": seed,
+        "plate": plate,
+        "engine": engine,
+        "precision": precision,
+        "device": str(device),
+        "torch": torch.__version__,
+    }
+    with Kept(None if checkpoint is None else Path(checkpoint), question) as kept:
+        request = Request(
+            model, guide, data, seed, plate, engine, precision, device, progress, kept
+        )
+        return replace(estimator.run(request), data_digest=digest)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference.errors import PairError
 from inference.pair import Pair
+from inference.record import LogWeights
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class Points:
         if place.axis is None:
             return part.reshape(len(part), *place.shape)
         return part.reshape(*part.shape[:2], *place.shape).movedim(1, place.axis)
+
+
+def free_of(record: LogWeights, pair: Pair) -> dict[str, Tensor]:
+    """The latents that are drawn, and not summed over all their values."""
+    return {n: value for n, value in record.latents.items() if n not in pair.enumerated}
 
 
 def axes_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +15,20 @@ from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution
 
 from inference.errors import PairError
-from inference.evidence.points import Points, axes_of
+from inference.evidence.points import Points, axes_of, free_of
 from inference.pair import Pair
 from inference.particles import Given, Scorer
 from inference.record import LogWeights
 
 
-def prior_of(model: Callable) -> Callable:
-    """The model's own latents as a guide: q(z) = p(z), so that log w = log p(x|z)."""
-    return poutine.block(model, hide_fn=lambda site: bool(site.get("is_observed")))
+def prior_of(model: Callable, summed: Collection[str] = ()) -> Callable:
+    """The model's own latents as a guide: q(z) = p(z), so that log w = log p(x|z).
+
+    Sites in `summed` are left out: the density of the others is then that given one draw of them.
+    """
+    return poutine.block(
+        model, hide_fn=lambda site: bool(site.get("is_observed")) or site["name"] in summed
+    )
 
 
 class Defensive:
@@ -39,6 +44,12 @@ class Defensive:
     def __init__(self, scorer: Scorer, share: float):
         self.scorer, self.share = scorer, share
         self.pair: Pair = scorer.pair
+        if self.pair.enumerated:
+            raise PairError(
+                f"proposal: 'defensive' needs the prior's density of what is drawn, and site "
+                f"'{self.pair.enumerated[0]}' is summed over; use estimator='importance' with "
+                "proposal='guide' or 'prior'"
+            )
         self.folded = scorer.folded
         self.prior = scorer.with_guide(prior_of(scorer.pair.model))
 
@@ -80,8 +91,9 @@ class Defensive:
 
 def points_of(record: LogWeights, pair: Pair, *, folded: bool) -> Points:
     """How the latents of a record lie side by side. Raises: `PairError`."""
-    event_dims = {name: record.model_fn[name].event_dim for name in record.latents}
-    return Points(record.latents, axes_of(record.latents, event_dims, pair), folded=folded)
+    free = free_of(record, pair)
+    event_dims = {name: record.model_fn[name].event_dim for name in free}
+    return Points(free, axes_of(free, event_dims, pair), folded=folded)
 
 
 class Widened(Messenger):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -17,20 +17,47 @@ from torch import Tensor
 from inference.errors import PairError
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
-from inference.evidence.space import Data, GaussianStart
+from inference.evidence.space import Data, GaussianStart, LatentSpace
+from inference.evidence.tempering import seeded
 from inference.progress import Progress
 from inference.tiles import even_share, numbers_per_tile
 
 MOST_POINTS = 2**20  # of one datum
+MOST_AT_FIRST = 2**15
+PRIOR_RANGE = 5.0  # of the first grid, in the prior's standard deviations
+HEIGHTS_AT_ONCE = 2**22  # data x points
 RANGE, SPACING = 8.0, 0.5  # of the first grid, in the guide's standard deviations
+
+
+class Box(NamedTuple):
+    """Where a grid lies, `[data, D]`: its ends, and the integrand's standard deviation."""
+
+    low: Tensor
+    high: Tensor
+    deviation: Tensor
+
+    def of(self, part: slice) -> Box:
+        return Box(*(tensor[part] for tensor in self))
+
+
+class Found(NamedTuple):
+    """What a grid tells, `[data]`."""
+
+    value: Tensor
+    rounding: Tensor  # nats by which the integrand may be off
+    wide_enough: Tensor  # does nothing of weight lie at the grid's edge?
+    box: Box  # for the next grid
 
 
 class Quadrature(Estimator):
     """log p(x) = log int p(x, z(u)) |dz/du| du for one or two numbers u, by the trapezoidal rule.
 
-    Points lie around the guide's draws, and the grid grows and narrows until two refinements in a
-    row move the result by less than `tolerance` nats. The error is the last one's, no estimate of
-    chance.
+    Points lie around the draws of the guide and, where that takes no more than `MOST_AT_FIRST`
+    points, of the prior: a mode that the guide misses is then seen. The grid grows where there is
+    weight at its edge, shrinks to where there is any, and narrows until two refinements in a row
+    move the result by less than `tolerance` nats (or less than the arithmetic can tell: float32 of
+    many pixels). The error is the last change, or the rounding where that is larger: no estimate of
+    chance. A peak between the points of the first grid, or beyond them, is not seen.
     Raises: `PairError` for more than two numbers a datum, for discrete latents, and where the grid
         never stands still.
     """
@@ -53,10 +80,18 @@ class Quadrature(Estimator):
             with Progress("quadrature", len(rows), request.progress, unit="tiles") as bar:
                 for start in rows:
                     tile = tiles.tile(start)
-                    data = space.prepared(tiles.rows_of(tile))
-                    *found, points = self._refined(space, data)
-                    parts.append(found)
-                    most = max(most, points)
+                    data = tiles.rows_of(tile)
+                    tiles.check(data)
+                    seeded(tiles, tile, "quadrature")
+                    held = request.kept.get(f"weighed/{start}", tiles.device)
+                    if held is None:
+                        *data, loc, scale = space.prepared(data)  # type: ignore[assignment]
+                        box = _first(space.inner, tuple(data), loc.double(), scale.double())
+                        value, change, points = self._refined(space.inner, tuple(data), box)
+                        held = [value, change, torch.tensor([points])]
+                        request.kept.put(f"weighed/{start}", held)
+                    parts.append(held[:2])
+                    most = max(most, int(held[2]))
                     bar.advance()
             value, change = (torch.cat(p).cpu() for p in zip(*parts, strict=True))
         return Estimate(
@@ -73,50 +108,98 @@ class Quadrature(Estimator):
             precision=request.precision,
         )
 
-    def _refined(self, space: GaussianStart, data: Data) -> tuple[Tensor, Tensor, int]:
+    def _refined(self, space: LatentSpace, data: Data, box: Box) -> tuple[Tensor, Tensor, int]:
         """The integral and its last change, `[data]`, and the points of the last grid."""
-        *_, loc, scale = data
         spacing, before, calm = SPACING, None, 0
-        change = torch.full_like(loc[..., 0], math.inf, dtype=torch.float64)
+        change = torch.full_like(box.low[:, 0], math.inf)
         while True:
-            side = torch.arange(-RANGE, RANGE + spacing / 2, spacing, dtype=torch.float64)
-            grid = torch.cartesian_prod(*[side] * space.num_dims).reshape(-1, space.num_dims)
-            if len(grid) > MOST_POINTS:
+            sides = (box.high - box.low) / (spacing * box.deviation)
+            counts = [max(5, int(c)) for c in sides.amax(0).ceil() + 1]
+            if math.prod(counts) > MOST_POINTS:
                 worst = int(change.argmax())
                 raise PairError(
                     f"quadrature: an integral still moves by {float(change[worst]):.2g} nats "
                     f"with {MOST_POINTS:,} points; use estimator='ais'"
                 )
-            value, loc, scale = self._on_grid(space, data, grid.to(loc), spacing, loc, scale)
+            num_data = len(box.low)
+            if math.prod(counts) * num_data > HEIGHTS_AT_ONCE and self._can_split(space, num_data):
+                halves = slice(None, num_data // 2), slice(num_data // 2, None)
+                found = [
+                    self._refined(space, tuple(a[half] for a in data), box.of(half))
+                    for half in halves
+                ]
+                value, change = (torch.cat(p) for p in zip(*(f[:2] for f in found), strict=True))
+                return value, change, max(f[2] for f in found)
+            grid = self._on_grid(space, data, counts, box)
             if before is not None:
-                change = (value - before).abs()
-                calm = calm + 1 if bool((change <= self.tolerance).all()) else 0
+                still = grid.value == before  # -inf, too
+                change = torch.where(still, 0.0, (grid.value - before).abs())
+                close = change <= grid.rounding.clamp_min(self.tolerance)
+                calm = calm + 1 if bool((close & grid.wide_enough).all()) else 0
                 if calm == 2:
-                    return value, change, len(grid)
-            before, spacing = value, 0.7 * spacing
+                    beyond = torch.where(grid.rounding > self.tolerance, grid.rounding, 0.0)
+                    return grid.value, torch.maximum(change, beyond), math.prod(counts)
+            before, box = grid.value, grid.box
+            if bool(grid.wide_enough.all()):
+                spacing = 0.7 * spacing
 
-    def _on_grid(
-        self,
-        space: GaussianStart,
-        data: Data,
-        grid: Tensor,
-        spacing: float,
-        loc: Tensor,
-        scale: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The integral on a grid, and the mean and standard deviation of what is integrated."""
-        numbers = space.inner.scorer.pair.event_numel * len(loc)
-        most = max(1, numbers_per_tile(loc.device) // numbers)
-        log_f, points = [], []
+    @staticmethod
+    def _can_split(space: LatentSpace, num_data: int) -> bool:
+        return num_data > 1 and not space.scorer.pair.whole
+
+    def _on_grid(self, space: LatentSpace, data: Data, counts: list[int], box: Box) -> Found:
+        num_data, num_dims = box.low.shape
+        device = box.low.device
+        sides = [torch.linspace(0, 1, c, dtype=torch.float64, device=device) for c in counts]
+        grid = torch.cartesian_prod(*sides).reshape(-1, num_dims)  # [M, D]
+        width = box.high - box.low
+        dtype = next(iter(space.points.places.values())).dtype
+        most = max(1, numbers_per_tile(device) // (space.scorer.pair.event_numel * num_data))
+        log_f, ulps = [], []
         for part in grid.split(even_share(len(grid), most)):
-            u = loc + scale * part.unsqueeze(1)
-            log_f.append(space.ends(u, *data).target)
-            points.append(u.double())
-        heights, u = torch.cat(log_f), torch.cat(points)
-        cell = space.num_dims * math.log(spacing) + scale.double().log().sum(-1)
-        share = heights.softmax(0).unsqueeze(-1)
-        mean = (share * u).sum(0)
-        deviation = (share * (u - mean).square()).sum(0).sqrt()
+            u = (box.low + width * part.unsqueeze(1)).to(dtype)
+            record, volume = space.record(u, data)
+            log_p: Tensor = sum(record.log_p.values())  # type: ignore[assignment]
+            log_f.append(log_p.reshape(len(u), -1) + volume)
+            ulps.append(record.ulp.reshape(len(u), -1))
+        # What is not a number counts for nothing, as it does where chains meet it.
+        heights = torch.cat(log_f).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        cells = width / (torch.tensor(counts, device=device) - 1)
+        total = heights.logsumexp(0)
+        share = torch.where(total > -math.inf, heights - total, -math.inf).exp()  # [M, data]
+        mean = share.T @ grid
+        deviation = width * (share.T @ grid.square() - mean.square()).clamp_min(0).sqrt()
+        rounding = (share * torch.cat(ulps).nan_to_num(0, 0, 0)).sum(0)
+        low, high = box.low.clone(), box.high.clone()
+        wide_enough = torch.ones_like(total, dtype=torch.bool)
+        for d in range(num_dims):
+            slabs = share.reshape(*counts, num_data).movedim(d, 0)
+            slabs = slabs.reshape(counts[d], -1, num_data).sum(1)
+            # Beyond an edge where slabs weigh m there may be as many again, each as heavy.
+            matters = slabs * counts[d] > 0.1 * self.tolerance  # [counts[d], data]
+            first = matters.double().argmax(0)
+            last = counts[d] - 1 - matters.flip(0).double().argmax(0)
+            matters_at_all = matters.any(0)
+            inward = torch.stack([box.low[:, d] + (first - 1) * cells[:, d],
+                                  box.low[:, d] + (last + 1) * cells[:, d]])  # fmt: skip
+            outward = box.low[:, d] - width[:, d] / 2, box.high[:, d] + width[:, d] / 2
+            low[:, d] = torch.where(matters[0], outward[0], inward[0])
+            high[:, d] = torch.where(matters[-1], outward[1], inward[1])
+            low[:, d] = torch.where(matters_at_all, low[:, d], box.low[:, d])
+            high[:, d] = torch.where(matters_at_all, high[:, d], box.high[:, d])
+            wide_enough &= ~(matters[0] | matters[-1])
         # A peak between points is not lost: the next grid is no finer than a quarter of a cell.
-        deviation = deviation.clamp_min(0.25 * spacing * scale.double())
-        return heights.logsumexp(0) + cell, mean.to(loc), deviation.to(scale)
+        deviation = torch.maximum(deviation, 0.25 * cells)
+        return Found(total + cells.log().sum(-1), rounding, wide_enough, Box(low, high, deviation))
+
+
+def _first(space: LatentSpace, data: Data, loc: Tensor, scale: Tensor) -> Box:
+    """Around the guide's draws, and around the prior's if those are not too far for its spacing."""
+    narrow = Box(loc - RANGE * scale, loc + RANGE * scale, scale)
+    drawn = space.draw(data, 100).double()
+    center, reach = drawn.mean(0), PRIOR_RANGE * drawn.std(0)
+    wide = Box(
+        torch.minimum(narrow.low, center - reach), torch.maximum(narrow.high, center + reach), scale
+    )
+    counts = ((wide.high - wide.low) / (SPACING * scale)).amax(0).ceil() + 1
+    return wide if bool(counts.prod() <= MOST_AT_FIRST) else narrow

@@ -1,30 +1,35 @@
 """Two-sided bounds on log p(x), on data that are simulated from the model.
 
 Of such data one exact draw from p(z|x) is known: the latent that they were made of. Bidirectional
-Monte Carlo: Grosse, Ghahramani, Adams, arXiv:1511.02543.
+Monte Carlo: Grosse, Ghahramani, Adams, arXiv:1511.02543; for decoders: Wu, Burda, Salakhutdinov,
+Grosse, arXiv:1611.04273.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator
 from torch import Tensor
 
 from inference.errors import RequestError
 from inference.evidence.ais import AIS, anneal, log_mean
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
+from inference.evidence.importance import Importance, weights
+from inference.evidence.planted import both_sides, log_weight_of
 from inference.evidence.simulate import simulate
 from inference.evidence.space import GaussianStart, LatentSpace
 from inference.evidence.tempering import Tuned, Walk, schedule, seeded
+from inference.evidence.weighing import Weighing
 from inference.isolation import derived_seed
 from inference.pair import as_arguments
-from inference.progress import Progress
+from inference.progress import Progress, working
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -32,13 +37,13 @@ class SandwichEstimate(Estimate):
     """Bounds on log p(x_n) of simulated data: `value` from below, `upper` from above.
 
     Args:
-        upper: `[N]`, log of a mean of weights of which one chain went back from the true latent:
-            E[upper] >= log p(x) >= E[value].
-        num_temperatures: steps of a chain.
+        upper: `[N]`, log of a mean of weights of which one is the true latent's (of a chain that
+            went back from it): E[upper] >= log p(x) >= E[value].
+        num_temperatures: steps of a chain; None where there are no chains.
     """
 
     upper: Tensor
-    num_temperatures: int
+    num_temperatures: int | None = None
 
     @property
     def gap(self) -> float:
@@ -63,6 +68,8 @@ class SandwichEstimate(Estimate):
         }
 
     def _how(self) -> str:
+        if self.num_temperatures is None:
+            return f"{self.estimator} with {self.num_samples} importance samples"
         return (
             f"{self.estimator} with {self.num_samples} chains of {self.num_temperatures} "
             "temperatures"
@@ -76,84 +83,138 @@ class SandwichEstimate(Estimate):
         ]
 
 
+def _named(setting: Any) -> Any:
+    """A setting by its name, or without one, for chains."""
+    if isinstance(setting, str):
+        setting = {"name": setting}
+    if isinstance(setting, Mapping):
+        setting = {"name": "ais", **setting}
+    name = setting["name"] if isinstance(setting, dict) else getattr(setting, "name", None)
+    if name not in ("ais", "importance"):
+        raise ValueError(f"{name!r} is unknown here. Choices: ais, importance")
+    return setting
+
+
 class Sandwich(Estimator):
     """log p(x) from below and from above, on data simulated from the model.
 
-    Of each simulated x the true latent z* is an exact draw from p(z|x). Of C chains,
+    Of each simulated x the true latent z* is an exact draw from p(z|x). Of K weights,
 
-        lower = log 1/C sum_c w_c,   upper = log 1/C (w* + sum_{c<C} w_c),
+        lower = log 1/K sum_k w_k,   upper = log 1/K (w* + sum_{k=2..K} w_k),
 
-    where w* is the weight of a chain that went the same way back from z*; E[lower] <= log p(x) <=
-    E[upper]. A mode that no chain meets from the guide shows as a gap.
+    E[lower] <= log p(x) <= E[upper]. With `AIS` w_k is a chain's weight and w* that of a chain that
+    went the same way back from z*; with `Importance`, the cheap form, w_k is a draw's weight and
+    w* = p(x, z*) / q(z*|x). A mode that no draw from the guide meets shows as a gap.
 
     Args:
         num_data: data to simulate; covariates are taken from the data in turn.
-        chains: the settings of the chains, in latent space.
+        by: the settings of the chains, in latent space, or of the draws.
     """
 
     name: Literal["sandwich"] = "sandwich"
     num_data: PositiveInt = 1000
-    chains: AIS = Field(default=AIS(space="latent"))
+    by: Annotated[AIS | Importance, Field(discriminator="name"), BeforeValidator(_named)] = AIS(
+        space="latent"
+    )
 
-    @field_validator("chains")
+    @field_validator("by")
     @classmethod
-    def _in_latent_space(cls, chains: AIS) -> AIS:
-        if chains.name != "ais" or chains.start == "prior":
+    def _fits(cls, by: AIS | Importance) -> AIS | Importance:
+        if isinstance(by, Importance):
+            if by.proposal == "defensive":
+                raise ValueError(
+                    "draws of proposal 'defensive' come from guide and prior in turn, where the "
+                    "true latent has no place of its own; take 'guide', 'prior' or 'widened'"
+                )
+            return by
+        if by.start == "prior":
             raise ValueError("chains are of AIS, from the guide or a gaussian")
-        return chains.model_copy(update={"space": "latent"})
+        return by.model_copy(update={"space": "latent"})
 
     def run(self, request: Request) -> SandwichEstimate:
         if request.plate is None:
             raise RequestError("sandwich: simulated data are weighed one by one; name their plate")
         request.check_precision(self.name)
         started = time.perf_counter()
-        chains, given = self.chains, as_arguments(request.data)
+        given = as_arguments(request.data)
         index = torch.arange(self.num_data) % len(given[0])
         rows = tuple(a[index.to(a.device)] for a in given)
         made = simulate(request.model, rows, derived_seed("simulated", request.seed))
         request = replace(request, data=made.arguments)
-        with request.tiled(chains.num_chains, whole_rows=True) as tiles:
-            walk, every, tuned, num_temperatures = chains.prepared(request, tiles)
-            assert isinstance(walk.space, LatentSpace | GaussianStart)
-            latent = walk.space if isinstance(walk.space, LatentSpace) else walk.space.inner
-            true = latent.point_of(made.latents)
-            parts = []
-            total = 2 * len(every) * num_temperatures
-            with Progress("sandwich", total, request.progress, unit="steps") as bar:
-                for tile, found in zip(every, tuned, strict=True):
+        by = _by_draws if isinstance(self.by, Importance) else _by_chains
+        return SandwichEstimate(
+            **by(self.by, request, made.latents),
+            quantity="log p(x) of data simulated from the model",
+            estimator=self.name,
+            bias_direction="below in expectation, and the upper bound above",
+            seed=request.seed,
+            seconds=time.perf_counter() - started,
+            precision=request.precision,
+        )
+
+
+def _by_draws(by: Any, request: Request, latents: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Both sides by importance weights, and how they were found."""
+    with request.tiled(by.num_samples, guide=by._guide(request)) as tiles:
+        with working("preparing the sandwich", request.progress):
+            true = log_weight_of(tiles, latents)
+            weighing = Weighing(tiles, weights, request.engine)
+        num_tiles = len(tiles.rows()) * len(tiles.columns())
+        with Progress("sandwich", num_tiles, request.progress, unit="tiles") as bar:
+            found = both_sides(weighing, true, bar, request.kept)
+    return {
+        **found,
+        "num_samples": by.num_samples,
+        "tile": (tiles.data_per_tile, tiles.samples_per_tile),
+        "engine": weighing.engine,
+        "engine_reason": weighing.reason,
+    }
+
+
+def _by_chains(by: Any, request: Request, latents: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Both sides by chains there and back, and how they were found."""
+    with request.tiled(by.num_chains, whole_rows=True) as tiles:
+        walk, every, tuned, num_temperatures = by.prepared(request, tiles)
+        assert isinstance(walk.space, LatentSpace | GaussianStart)
+        space = walk.space if isinstance(walk.space, LatentSpace) else walk.space.inner
+        true = space.point_of(latents)
+        parts = []
+        total = 2 * len(every) * num_temperatures
+        with Progress("sandwich", total, request.progress, unit="steps") as bar:
+            for tile, found in zip(every, tuned, strict=True):
+                held = request.kept.get(f"weighed/{tile.start}", tiles.device)
+                if held is None:
                     data, num_real = walk.data_of(tile)
                     seeded(tiles, tile, "chains")
                     betas = schedule(found, num_temperatures)
-                    forth, _, bound = anneal(walk, data, found, betas, chains.num_chains, bar)
+                    forth, _, bound = anneal(walk, data, found, betas, by.num_chains, bar)
                     size = forth.shape[1]
                     start = true[:, tile.start : tile.stop]
                     start = torch.cat(
                         [start, start[:, -1:].expand(-1, size - start.shape[1], -1)], 1
                     )
-                    back = retraced(walk, data, found, betas, start, chains.num_chains, bar)
+                    back = retraced(walk, data, found, betas, start, by.num_chains, bar)
                     lower = log_mean(forth)
                     upper = log_mean(torch.cat([back[:1], forth[1:]]))
                     spread = (forth - lower).exp().std(0) / math.sqrt(len(forth))
-                    parts.append([p[:num_real] for p in (lower, upper, spread, bound)])
-            lower, upper, spread, bound = (torch.cat(p).cpu() for p in zip(*parts, strict=True))
-        return SandwichEstimate(
-            value=lower,
-            upper=upper,
-            std_error=spread,
-            elbo=bound,
-            degrees=chains.num_chains - 1,
-            quantity="log p(x) of data simulated from the model",
-            estimator=self.name,
-            num_samples=chains.num_chains,
-            num_temperatures=num_temperatures,
-            bias_direction="below in expectation, and the upper bound above",
-            tile=(tiles.data_per_tile, tiles.samples_per_tile),
-            seed=request.seed,
-            seconds=time.perf_counter() - started,
-            engine=walk.engine,
-            engine_reason=walk.reason,
-            precision=request.precision,
-        )
+                    held = [p[:num_real] for p in (lower, upper, spread, bound)]
+                    request.kept.put(f"weighed/{tile.start}", held)
+                else:
+                    bar.advance(2 * num_temperatures)
+                parts.append(held)
+        lower, upper, spread, bound = (torch.cat(p).cpu() for p in zip(*parts, strict=True))
+    return {
+        "value": lower,
+        "upper": upper,
+        "std_error": spread,
+        "elbo": bound,
+        "degrees": by.num_chains - 1,
+        "num_samples": by.num_chains,
+        "num_temperatures": num_temperatures,
+        "tile": (tiles.data_per_tile, tiles.samples_per_tile),
+        "engine": walk.engine,
+        "engine_reason": walk.reason,
+    }
 
 
 def retraced(

@@ -41,18 +41,24 @@ def simulate(model: Callable, arguments: tuple[Tensor, ...], seed: int) -> Simul
         if not site["is_observed"]:
             continue
         value = site["value"]
-        places = [
-            i
-            for i, a in enumerate(arguments)
-            if a.numel() == value.numel()
-            and (a.data_ptr() == value.data_ptr() or torch.equal(a.reshape(value.shape), value))
-        ]
-        if not places:
-            raise PairError(
-                f"site '{name}' observes a value of shape {tuple(value.shape)} that is none of the "
-                "arguments, so simulated data cannot be handed in; observe an argument as it is"
-            )
+        place = _place_of(name, value, arguments)
         new = free[name]["value"]
-        found[places[0]] = new.reshape(arguments[places[0]].shape).to(arguments[places[0]].dtype)
+        found[place] = new.reshape(arguments[place].shape).to(arguments[place].dtype)
     latents = {n: s["value"] for n, s in free.items() if not given[n]["is_observed"]}
     return Simulated(tuple(found), latents)
+
+
+def _place_of(name: str, value: Tensor, arguments: tuple[Tensor, ...]) -> int:
+    """Which of the arguments a site observes: the one in whose memory its value lies, else the
+    only one of equal numbers."""
+    alike = [i for i, a in enumerate(arguments) if a.numel() == value.numel()]
+    same = [i for i in alike if arguments[i].data_ptr() == value.data_ptr()]
+    equal = [i for i in alike if torch.equal(arguments[i].reshape(value.shape).to(value), value)]
+    places = same or equal
+    if len(places) == 1:
+        return places[0]
+    told = f"{len(places)} of the arguments alike" if places else "none of the arguments"
+    raise PairError(
+        f"site '{name}' observes a value of shape {tuple(value.shape)} that is {told}, so "
+        "simulated data cannot be handed in; observe an argument as it is"
+    )

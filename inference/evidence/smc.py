@@ -5,6 +5,7 @@ The error is told by the genealogy: Lee and Whiteley, arXiv:1509.00394.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -12,13 +13,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from inference.evidence.ais import AIS, Weighed, log_mean
+from inference.evidence.ais import AIS, Errors, Weighed, log_mean
 from inference.evidence.hmc import Chains
+from inference.evidence.moderation import moderated
 from inference.evidence.space import Data
 from inference.evidence.tempering import Tuned, Walk
 from inference.progress import Progress
 
 FEWEST = 25
+# Particles to one degree of freedom of the genealogy's variance, roughly.
+RELATED = 16
+# Standard error, nats, up to which the genealogy's variance is to be believed.
+MAX_ERROR = 0.12
 
 
 class SMC(AIS):
@@ -46,6 +52,11 @@ class SMC(AIS):
         self, walk: Walk, data: Data, tuned: Tuned, betas: Tensor, bar: Progress | None
     ) -> Weighed:
         return sequential(walk, data, tuned, betas, self.num_chains, self.resample_below, bar)
+
+    def errors(self, found: Weighed) -> Errors:
+        variance, degrees = moderated(found.variance, self.num_chains / RELATED)
+        calm = variance.sqrt() <= MAX_ERROR
+        return Errors(variance.sqrt(), (self.num_chains * variance).sqrt(), degrees, calm)
 
     @property
     def fewest(self) -> int:
@@ -126,7 +137,8 @@ def sequential(
             bar.advance()
     log_z = log_z + log_mean(log_w)
     weight = log_w.softmax(0)
-    variance = relative_variance(weight, eve, resamplings).clamp_min(0)
+    variance = relative_variance(weight, eve, resamplings)
+    variance = torch.where(variance > 0, variance, math.nan)  # too few ancestors to tell
     ess = 1 / (variance + 1 / num_particles)
     spread = (num_particles * variance).sqrt()
-    return Weighed(log_z, variance.sqrt(), ess, spread, acceptance, bound)
+    return Weighed(log_z, variance, ess, spread, acceptance, bound)

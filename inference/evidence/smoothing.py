@@ -1,4 +1,4 @@
-"""The tail of importance weights: generalized Pareto fit and k-hat, vectorized over data.
+"""The tail of importance weights: generalized Pareto fit, k-hat, smoothing, vectorized over data.
 
 References: Vehtari, Simpson, Gelman, Yao, Gabry, arXiv:1507.02646 (PSIS and k-hat);
 Zhang and Stephens 2009, Technometrics 51 (the Pareto fit).
@@ -7,6 +7,7 @@ Zhang and Stephens 2009, Technometrics 51 (the Pareto fit).
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,32 +41,50 @@ def pareto_khat(log_weights: Tensor, *, resolution: Tensor | float = 0.0) -> Ten
     log_weights = log_weights.double()
     num_samples = log_weights.shape[1]
     constant = log_weights.amax(1) - log_weights.amin(1) <= resolution
-    return tail_khat(largest(log_weights, num_samples), num_samples, constant)
+    tail = largest(log_weights, num_largest(num_samples)).sort(1).values
+    return fit_tail(tail, num_samples, constant).khat
 
 
 def num_largest(num_samples: int) -> int:
-    """How many of K log-weights `tail_khat` needs: the tail and its cutoff, if it can be fitted."""
+    """How many of K log-weights `fit_tail` needs: the tail and its cutoff, if it can be fitted."""
     tail = tail_length(num_samples)
     return tail + 1 if tail >= MIN_TAIL else 0
 
 
-def largest(log_weights: Tensor, num_samples: int) -> Tensor:
-    """The `num_largest(num_samples)` largest of each row, in no order."""
-    return torch.topk(log_weights, num_largest(num_samples), dim=1, sorted=False).values
+def largest(log_weights: Tensor, count: int) -> Tensor:
+    """The `count` largest of each row, in no order."""
+    return torch.topk(log_weights, count, dim=1, sorted=False).values
 
 
-def tail_khat(tail: Tensor, num_samples: int, constant: Tensor) -> Tensor:
-    """`pareto_khat` of K weights, of which the `largest` are known.
+class Tail(NamedTuple):
+    """What the largest weights say.
+
+    khat: `[N]`, as in `pareto_khat`.
+    raw, smoothed: `[N]`, the sum of those that are known, as multiples of the largest weight, and
+        what it is where the fitted order statistics stand in their place; both NaN where no tail
+        can be fitted.
+    cutoff: `[N]`, the smallest of them, as a multiple of the largest.
+    """
+
+    khat: Tensor
+    raw: Tensor
+    smoothed: Tensor
+    cutoff: Tensor
+
+
+def fit_tail(tail: Tensor, num_samples: int, constant: Tensor) -> Tail:
+    """The Pareto fit to the tail of K weights, of which the `largest` are known.
 
     Args:
-        tail: `[N, num_largest(K)]` float64, in any order.
+        tail: `[N, num_largest(K)]` float64, ascending, the cutoff first.
         num_samples: K.
         constant: `[N]` bool, rows whose K weights are all equal.
     """
     khat = torch.full_like(constant, math.nan, dtype=torch.float64)
+    raw, smoothed, cutoff = (torch.full_like(khat, math.nan) for _ in range(3))
     if tail.shape[1] > MIN_TAIL:
-        top = tail.sort(1).values  # ascending, cutoff first
-        weights = (top - top[:, -1:]).exp()
+        weights = (tail - tail[:, -1:]).exp()
+        cutoff = weights[:, 0]
         excess = weights[:, 1:] - weights[:, :1]
         # Ties with the cutoff are no part of the tail.
         lengths = (excess > 0).sum(1)
@@ -74,12 +93,18 @@ def tail_khat(tail: Tensor, num_samples: int, constant: Tensor) -> Tensor:
                 # The fit holds [rows, grid, tail] numbers.
                 most = max(1, MOST_NUMBERS // (grid_size(length) * length))
                 for rows in (lengths == length).nonzero().squeeze(1).split(most):
-                    khat[rows] = pareto_shape(excess[rows, excess.shape[1] - length :])
-        underflow = (weights[:, -MIN_TAIL] == 0) & torch.isfinite(top[:, -MIN_TAIL])
+                    fitted = excess[rows, excess.shape[1] - length :]
+                    khat[rows], scale = pareto_fit(fitted)
+                    raw[rows] = fitted.sum(1)
+                    smoothed[rows] = order_statistics(fitted, khat[rows], scale).sum(1)
+        underflow = (weights[:, -MIN_TAIL] == 0) & torch.isfinite(tail[:, -MIN_TAIL])
         khat[underflow] = math.inf
     if num_samples > 1:
         khat[constant] = -math.inf
-    return khat
+    fitted = torch.isfinite(khat)
+    below = tail.shape[1] * cutoff
+    raw, smoothed = (torch.where(fitted, e + below, math.nan) for e in (raw, smoothed))
+    return Tail(khat, raw, smoothed, cutoff)
 
 
 def grid_size(tail: int) -> int:
@@ -87,11 +112,11 @@ def grid_size(tail: int) -> int:
     return 30 + int(math.sqrt(tail))
 
 
-def pareto_shape(excess: Tensor) -> Tensor:
-    """Shape k of a generalized Pareto distribution fitted to ascending excesses `[N, M]`.
+def pareto_fit(excess: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape k and scale of a generalized Pareto distribution fitted to excesses `[N, M]`.
 
-    A quasi-Bayesian average over Zhang and Stephens' grid, then shrunk to 0.5 with the weight of
-    ten draws as in PSIS.
+    Excesses ascend. A quasi-Bayesian average over Zhang and Stephens' grid; k is then shrunk to
+    0.5 with the weight of ten draws as in PSIS.
     """
     m = excess.shape[1]
     grid = grid_size(m)
@@ -103,4 +128,22 @@ def pareto_shape(excess: Tensor) -> Tensor:
     weight = profile.softmax(1)
     best = (b * weight).sum(1, keepdim=True)
     shape = torch.log1p(-best * excess).mean(1)
-    return (m * shape + 10 * 0.5) / (m + 10)
+    return (m * shape + 10 * 0.5) / (m + 10), -shape / best.squeeze(1)
+
+
+def order_statistics(excess: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
+    """What the fitted distribution expects in the place of ascending excesses `[N, M]`.
+
+        e_i = scale ((1 - p_i)^-k - 1) / k,   p_i = (i - 1/2) / M
+
+    but no more than the largest that is there.
+
+    Args: k and scale are `[N]`.
+    """
+    m = excess.shape[1]
+    p = (torch.arange(m, dtype=excess.dtype, device=excess.device) + 0.5) / m
+    log_rest = torch.log1p(-p)
+    k = shape.unsqueeze(1)
+    exponential = k.abs() < torch.finfo(excess.dtype).eps
+    quantile = torch.where(exponential, -log_rest, torch.expm1(-k * log_rest) / k)
+    return torch.minimum(scale.unsqueeze(1) * quantile, excess[:, -1:])

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from pyro.distributions.constraints import sphere
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import (
@@ -23,11 +24,12 @@ from torch.distributions import (
 )
 
 from inference.errors import PairError
-from inference.evidence.points import Points, axes_of
+from inference.evidence.points import Points, axes_of, free_of
 from inference.evidence.proposals import prior_of
+from inference.evidence.stereographic import Stereographic
 from inference.particles import Given, Scorer
 from inference.record import LogWeights
-from inference.supports import in_a_line, plain_fn, plain_support
+from inference.supports import in_a_line, is_angle, plain_fn, plain_support
 
 Data = tuple[Tensor, ...]
 LOG_2PI = math.log(2 * math.pi)
@@ -75,13 +77,14 @@ class LatentSpace:
                 f"auxiliary site '{next(iter(record.auxiliary))}' of the guide: chains move in the "
                 "model's latents alone; use estimator='importance'"
             )
+        free = free_of(record, pair)
+        _check_continuous(free, record.model_fn)
         self.maps = {
-            name: _map_to(name, record.model_fn[name], again.model_fn[name])
-            for name in record.latents
+            name: _map_to(name, record.model_fn[name], again.model_fn[name]) for name in free
         }
-        self.event_dims = {name: record.model_fn[name].event_dim for name in record.latents}
-        axes = axes_of(record.latents, self.event_dims, pair)
-        self.points = Points(self._free(record.latents), axes, folded=scorer.folded)
+        self.event_dims = {name: record.model_fn[name].event_dim for name in free}
+        axes = axes_of(free, self.event_dims, pair)
+        self.points = Points(self._free(free), axes, folded=scorer.folded)
         self.num_dims = self.points.num_dims
 
     def prepared(self, data: Data) -> Data:
@@ -97,7 +100,8 @@ class LatentSpace:
     def point_of(self, latents: Mapping[str, Tensor]) -> Tensor:
         """`[1, data, D]` of latents of one draw each, without a dimension of chains."""
         values = {}
-        for name, value in latents.items():
+        for name in self.maps:
+            value = latents[name]
             depth = 0 if self.scorer.folded else self.scorer.pair.max_plate_nesting + 1
             missing = max(0, depth - (value.dim() - self.event_dims[name]))
             values[name] = value.reshape((1,) * missing + tuple(value.shape))
@@ -124,8 +128,8 @@ class LatentSpace:
     def _free(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The latents without their constraints."""
         return {
-            name: value if self.maps[name] is None else self.maps[name].inv(value)
-            for name, value in latents.items()
+            name: latents[name] if transform is None else transform.inv(latents[name])
+            for name, transform in self.maps.items()
         }
 
 
@@ -141,7 +145,10 @@ class GaussianStart:
     def __init__(self, scorer: Scorer, data: Data, *, num_draws: int = 100, width: float = 1.2):
         self.guide = scorer
         # In the guide's place stands the prior, which can be scored anywhere; f_0 is neither.
-        self.inner = LatentSpace(scorer.with_guide(prior_of(scorer.pair.model)), data)
+        pair = scorer.pair
+        self.inner = LatentSpace(
+            scorer.with_guide(prior_of(pair.model, summed=pair.enumerated)), data
+        )
         self.num_draws, self.width, self.num_dims = num_draws, width, self.inner.num_dims
 
     def prepared(self, data: Data) -> Data:
@@ -178,6 +185,7 @@ class NoiseSpace:
             n: fn for n, fn in record.guide_fn.items() if n in record.latents | record.auxiliary
         }
         noise = {name: _gaussian(name, fn).loc for name, fn in sites.items()}
+        _check_some(noise)
         axes = axes_of(noise, {name: fn.event_dim for name, fn in sites.items()}, pair)
         self.points = Points(noise, axes, folded=scorer.folded)
         self.num_dims = self.points.num_dims
@@ -192,10 +200,14 @@ class NoiseSpace:
         return torch.randn(shape, dtype=self.like.dtype, device=self.like.device)
 
     def ends(self, u: Tensor, *data: Tensor) -> Ends:
+        record, start = self.record(u, data)
+        return Ends(start, start + record.log_weight.reshape(len(u), -1))
+
+    def record(self, u: Tensor, data: Data) -> tuple[LogWeights, Tensor]:
+        """The pair scored at a point, and log N(u; 0, I)."""
         noise = _Noise(self.points.split(u))
         record = self.scorer.with_guide(noise(self.scorer.pair.guide))(data, len(u))
-        start = _standard_normal(u)
-        return Ends(start, start + record.log_weight.reshape(len(u), -1))
+        return record, _standard_normal(u)
 
 
 class _Noise(Messenger):
@@ -218,9 +230,10 @@ def _gaussian(name: str, fn):
         fn = plain_fn(fn.base_dist)
     if isinstance(fn, Normal | MultivariateNormal):
         return fn
+    way_out = "estimator='importance'" if fn.support.is_discrete else "space='latent'"
     raise PairError(
         f"site '{name}' of the guide: {type(fn).__name__} is not made of one Gaussian number for "
-        "each of its own; use space='latent'"
+        f"each of its own; use {way_out}"
     )
 
 
@@ -246,16 +259,45 @@ def _standard_normal(u: Tensor) -> Tensor:
     return -0.5 * (u.double().square() + LOG_2PI).sum(-1)
 
 
+def _check_some(latents: Mapping[str, Tensor]) -> None:
+    """Raises: `PairError` where there is nothing to move in."""
+    if not latents:
+        raise PairError(
+            "the guide draws no latents, so there is nothing for chains to move in or for a grid "
+            "to cover; use estimator='importance', whose weights are then all equal and exact"
+        )
+
+
+def _check_continuous(latents: Mapping[str, Tensor], model_fn: Mapping[str, Any]) -> None:
+    """Raises: `PairError` where there are none, or no gradient leads, naming what fits."""
+    _check_some(latents)
+    discrete = [name for name in latents if model_fn[name].support.is_discrete]
+    if not discrete:
+        return
+    finite = all(getattr(plain_fn(model_fn[n]), "has_enumerate_support", False) for n in discrete)
+    way_out = "estimator='importance'"
+    if finite and len(discrete) == len(latents):
+        way_out = "estimator='enumerate', which is exact, or 'importance'"
+    elif finite:
+        way_out += (
+            ", or leave it out of the guide (and chains with the guide's start), and mark it in "
+            "the model (infer={'enumerate': 'parallel'}), which sums over it"
+        )
+    support = in_a_line(plain_support(model_fn[discrete[0]]))
+    raise PairError(
+        f"site '{discrete[0]}' is discrete ({support}), where no gradient leads; use {way_out}"
+    )
+
+
 def _map_to(name: str, fn, again):
     """The map from R^d to a site's support; None where that is R^d itself."""
     support = plain_support(fn)
+    if is_angle(fn):
+        return biject_to(constraints.interval(-math.pi, math.pi))
     if support is constraints.real:
         return None
-    if support.is_discrete:
-        raise PairError(
-            f"site '{name}' is discrete ({in_a_line(support)}), where no gradient leads; use "
-            "estimator='importance'"
-        )
+    if support is sphere:
+        return Stereographic()
     for bound in ("lower_bound", "upper_bound"):
         ends = [getattr(plain_support(each), bound, None) for each in (fn, again)]
         if isinstance(ends[0], Tensor) and not torch.equal(ends[0], ends[1]):  # type: ignore[arg-type]

@@ -20,11 +20,19 @@ class WeightedEstimate(Estimate):
         ess: `[N]`, effective sample size of the weights.
         khat: `[N]`, Pareto tail index; -inf for constant weights, NaN where it is unknown.
         khat_threshold: above it the errors are not to be believed.
+        half: `[N]`, what half of the samples would give: how much the value still rises.
+        delta, jackknife, psis: `[N]`, alternatives by the same weights. They are no bounds, not
+            even in expectation, and stand beside the value, never in its place: see
+            `inference.evidence.corrections`.
     """
 
     ess: Tensor
     khat: Tensor
     khat_threshold: float
+    half: Tensor | None = None
+    delta: Tensor | None = None
+    jackknife: Tensor | None = None
+    psis: Tensor | None = None
 
     @property
     def flag(self) -> str:
@@ -48,8 +56,14 @@ class WeightedEstimate(Estimate):
         known = self.num_data - self.num_khat_unknown
         return self.num_khat_bad / known if known else math.nan
 
+    @property
+    def alternatives(self) -> dict[str, Tensor]:
+        """What the same weights give beside the value, by name."""
+        found = {name: getattr(self, name) for name in ("half", "delta", "jackknife", "psis")}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     def arrays(self) -> dict[str, Tensor]:
-        return {**super().arrays(), "ess": self.ess, "khat": self.khat}
+        return {**super().arrays(), "ess": self.ess, "khat": self.khat, **self.alternatives}
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -58,6 +72,7 @@ class WeightedEstimate(Estimate):
             "khat_threshold": self.khat_threshold,
             "khat_unknown": self.num_khat_unknown,
             "median_ess": self.median_ess,
+            **{f"log_px_{name}": float(each.mean()) for name, each in self.alternatives.items()},
         }
 
     def _how(self) -> str:
@@ -78,8 +93,24 @@ class WeightedEstimate(Estimate):
             f"{at_least and 'beyond '}{self.bias_estimate:.2g} (the estimate is "
             f"{self.bias_direction}); "
             f"{'' if self.is_joint else 'median '}effective sample size {self.median_ess:.0f} "
-            f"of {self.num_samples}."
+            f"of {self.num_samples}.",
+            *self._alternatives(),
         ]
+
+    def _alternatives(self) -> list[str]:
+        """How much the value still rises, and what corrections would make of it."""
+        means = {name: float(each.mean()) for name, each in self.alternatives.items()}
+        said = []
+        half = means.pop("half", math.nan)
+        if math.isfinite(half):
+            rise = self.mean - half
+            added = f"{rise:+.2g}" if abs(rise) > 1e-9 else "nothing"
+            said.append(f"Half of the samples give {half:.3f}; the other half adds {added}.")
+        if means:
+            names = {"psis": "PSIS"}
+            listed = ", ".join(f"{names.get(n, n)} {v:.3f}" for n, v in means.items())
+            said.append(f"Corrections, which are no bounds: {listed}.")
+        return said
 
     def _trust(self) -> list[str]:
         said = []

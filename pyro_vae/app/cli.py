@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model into a run folder",
     "evaluate": "estimate log p(x) of a run, with its errors",
     "compare": "paired differences of log p(x) between runs, with standard errors",
+    "diagnose": "where log p(x) goes: gaps of the guide, use of the latents, calibration",
     "generate": "picture: samples from the model",
     "reconstruct": "picture: data beside their reconstructions",
     "traverse": "picture: what each latent does",
@@ -120,13 +121,28 @@ def _parser(command: str) -> argparse.ArgumentParser:
     if command == "train":
         _add_train(parser)
     elif command == "evaluate":
+        parser.usage = "pyro-vae evaluate RUN [--estimator NAME] [key=value ...] [OPTION ...]"
         add("run", metavar="RUN", help="a run folder")
+        add(
+            "changes",
+            nargs="*",
+            metavar="key=value",
+            help="changes to the spec's evaluate section, e.g. estimator.num_temperatures=200",
+        )
         add("--estimator", help="how to estimate (default: what the run's spec says)")
         add("--samples", type=int, metavar="K", help="samples per datum")
         add("--split", help="train, validation or test")
         add("--num-data", type=int, metavar="N", help="a random N of the split, always the same")
         add("--engine", help="what computes: auto, eager or compiled")
         add("--precision", help="float32, tf32, bfloat16 or float64")
+        add("--device", help="where to compute, e.g. cpu or cuda")
+        add("--quiet", action="store_true", help="no progress bar")
+    elif command == "diagnose":
+        add("run", metavar="RUN", help="a run folder")
+        add("--estimator", help="how log p(x) is estimated (default: ais)")
+        add("--split", help="train, validation or test")
+        add("--num-data", type=int, metavar="N", help="a random N of the split, always the same")
+        add("--seed", type=int, help="of the random draws")
         add("--device", help="where to compute, e.g. cpu or cuda")
         add("--quiet", action="store_true", help="no progress bar")
     elif command == "compare":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pyro_vae.app import compare, evaluate, listing, pictures, train
+from pyro_vae.app import compare, diagnose, evaluate, listing, pictures, train
 from pyro_vae.app.experiment import (
     DEFAULT_PRESET,
     ExperimentSpec,
@@ -65,10 +65,27 @@ def evaluate_command(args: Namespace) -> None:
         engine=args.engine,
         precision=args.precision,
         device=args.device,
+        changes=args.changes,
         progress=not args.quiet,
     )
     evaluate.report(run, estimate, summary)
     say(f"Written: {run.path / 'evaluation.json'}")
+
+
+def diagnose_command(args: Namespace) -> None:
+    run = Run.open(args.run)
+    found = diagnose.diagnose(
+        run,
+        estimator=args.estimator,
+        split=args.split,
+        num_data=args.num_data,
+        seed=args.seed,
+        device=args.device,
+        progress=not args.quiet,
+    )
+    diagnose.report(run, found)
+    drawn = ", ".join(path.name for path in found.pictures)
+    say(f"Written: {run.path / 'diagnosis.json'}; in {run.pictures}: {drawn}")
 
 
 def compare_command(args: Namespace) -> None:

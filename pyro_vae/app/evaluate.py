@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -12,8 +12,15 @@ from torch import Tensor
 
 import inference
 from inference.isolation import own_randomness
-from pyro_vae.app.experiment import ESTIMATORS, EvaluateSpec, devices, observed
-from pyro_vae.app.run import Run
+from pyro_vae.app.experiment import (
+    ESTIMATORS,
+    EvaluateSpec,
+    ExperimentSpec,
+    devices,
+    observed,
+    override,
+)
+from pyro_vae.app.run import Run, RunFailed
 from pyro_vae.app.tables import say, show_table
 from pyro_vae.component import nearest
 from pyro_vae.data.base import Dataset, fingerprint
@@ -33,11 +40,14 @@ def evaluate(
     engine: str | None = None,
     precision: str | None = None,
     device: str | None = None,
+    changes: Sequence[str] = (),
     progress: bool = True,
 ) -> tuple[inference.Estimate, dict[str, Any]]:
     """log p(x) on one split, written to `evaluation.safetensors` and `evaluation.json`.
 
-    What is None is taken from the run's own spec. Returns the estimate and what the JSON holds.
+    What is None is taken from the run's own spec; `changes` are `key=value` of its evaluate
+    section. An evaluation that was stopped goes on where it stood, if it is asked for alike.
+    Returns the estimate and what the JSON holds.
     Raises: `RequestError`, before anything is written.
     """
     run = run if isinstance(run, Run) else Run.open(run)
@@ -50,6 +60,7 @@ def evaluate(
         engine=engine,
         precision=precision,
     )
+    how = changed(run.spec, how, changes)
     device = device or devices()[0]
     if device not in devices():
         raise RequestError(
@@ -61,15 +72,28 @@ def evaluate(
     dataset = run.spec.data.load()
     x = choose(observed(dataset, how.split), how.num_data).to(device)
     pair = vae.model, vae.guide
-    estimate = inference.log_marginal(
-        *pair,
-        x,
-        estimator=how.estimator,
-        seed=how.seed,
-        engine=how.engine,
-        precision=how.precision,
-        progress=progress,
-    )
+    partial = run.partial_evaluation(weights, fingerprint(x), how.to_dict(), device)
+    if partial.exists():
+        say(f"{run.path}: goes on with an evaluation that was stopped")
+    try:
+        estimate = inference.log_marginal(
+            *pair,
+            x,
+            estimator=how.estimator,
+            seed=how.seed,
+            engine=how.engine,
+            precision=how.precision,
+            checkpoint=partial,
+            progress=progress,
+        )
+    except inference.PairError as error:  # our models are sound: the estimator does not fit
+        raise RequestError(f"evaluate.estimator: {error}") from None
+    except KeyboardInterrupt:
+        if not partial.exists():
+            raise
+        raise RunFailed(
+            f"{run.path}: interrupted; what is done is kept, and the same command goes on with it"
+        ) from None
     summary = {
         **estimate.summary(),
         "split": how.split,
@@ -103,6 +127,17 @@ def chosen(
         return EvaluateSpec.from_dict(fields)
     except SpecError as error:
         raise SpecError([problem.under("evaluate") for problem in error.problems]) from None
+
+
+def changed(spec: ExperimentSpec, how: EvaluateSpec, changes: Sequence[str]) -> EvaluateSpec:
+    """The settings with `key=value` of the evaluate section in their place."""
+    for change in changes:
+        if "=" not in change:
+            raise RequestError(
+                f"'{change}': expected key=value, e.g. estimator.num_temperatures=200"
+            )
+    whole = {**spec.to_dict(), "evaluate": how.to_dict()}
+    return override(whole, [f"evaluate.{change}" for change in changes]).evaluate
 
 
 def choose(x: Tensor, num_data: int | None) -> Tensor:

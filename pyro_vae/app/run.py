@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -28,6 +29,7 @@ from pyro_vae.vae import VAE
 from pyro_vae.yaml_files import dump_yaml, load_yaml
 
 SPEC = "spec.yaml"
+PARTIAL = "evaluation-partial-"
 DONE = ("completed", "stopped_early")
 
 
@@ -212,6 +214,16 @@ class Run:
         return self.summary().get("status") in DONE
 
     # The evaluation ---------------------------------------------------------------------------
+
+    def partial_evaluation(self, *question: Any) -> Path:
+        """Where an evaluation of this question is kept until it is done; others' are removed."""
+        text = json.dumps(question, sort_keys=True)
+        mark = hashlib.sha256(text.encode()).hexdigest()[:16]
+        path = self.path / f"{PARTIAL}{mark}.safetensors"
+        for other in self.path.glob(f"{PARTIAL}*.safetensors"):
+            if other != path:
+                other.unlink(missing_ok=True)
+        return path
 
     def write_evaluation(self, arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
         """Per-datum tensors and the summary, with marks by which they belong together."""

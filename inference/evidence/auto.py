@@ -1,0 +1,222 @@
+"""Importance sampling where it does, chains where it does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from inference.errors import PairError
+from inference.evidence.ais import AIS
+from inference.evidence.estimate import Estimate
+from inference.evidence.estimator import Estimator, Request
+from inference.evidence.importance import Importance
+from inference.isolation import derived_seed
+from inference.pair import as_arguments
+from inference.progress import say
+
+# Draws of the first look with a k-hat up to this one, and with a tenth of them effective, have
+# errors that are to be believed.
+GOOD_KHAT, GOOD_SHARE = 0.4, 0.1
+BY = ("importance", "ais")
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class AutoEstimate(Estimate):
+    """An `Estimate` of which each datum's value comes from one of two estimators.
+
+    Args:
+        by: `[N]` int64, 0 for importance and 1 for AIS.
+        ess: `[N]`, effective sample size of what weighed the datum.
+        lower, upper: `[N]`, ends of 0.95 intervals, as the datum's estimator makes them.
+        num_temperatures: steps of a chain; 0 where there were none.
+        num_chains: chains of a datum.
+    """
+
+    by: Tensor
+    ess: Tensor
+    lower: Tensor
+    upper: Tensor
+    num_temperatures: int = 0
+    num_chains: int = 0
+
+    @property
+    def flag(self) -> str:
+        return "k-hat is too large, log w spreads too far, or too few steps are accepted"
+
+    @property
+    def num_by_chains(self) -> int:
+        return int(self.by.sum())
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Both ends of each value's 0.95 interval, `[N]`, as the datum's estimator makes them.
+
+        Raises: `ValueError` for another level.
+        """
+        if level != 0.95:
+            raise ValueError(
+                f"level: got {level}; estimator='auto' keeps intervals of 0.95 only; ask "
+                "importance or ais for another"
+            )
+        return self.lower, self.upper
+
+    def arrays(self) -> dict[str, Tensor]:
+        own = {"by": self.by, "ess": self.ess, "lower": self.lower, "upper": self.upper}
+        return {**super().arrays(), **own}
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            **super().summary(),
+            "num_by_importance": self.num_data - self.num_by_chains,
+            "num_by_ais": self.num_by_chains,
+            "num_temperatures": self.num_temperatures,
+            "num_chains": self.num_chains,
+            "median_ess": float(self.ess.median()),
+        }
+
+    def _how(self) -> str:
+        return (
+            f"importance with {self.num_samples} samples for "
+            f"{self.num_data - self.num_by_chains} data and ais with {self.num_chains} chains of "
+            f"{self.num_temperatures} temperatures for {self.num_by_chains},"
+        )
+
+    def _errors(self) -> list[str]:
+        at_least = "at least " if self.num_flagged else ""
+        return [
+            f"Monte-Carlo standard error {at_least}{self.mc_std_error:.2g}; estimated bias "
+            f"{at_least and 'beyond '}{self.bias_estimate:.2g} (the estimate is "
+            f"{self.bias_direction})."
+        ]
+
+    def _trust(self) -> list[str]:
+        if self.num_flagged:
+            return [
+                f"For {self.num_flagged} data {self.flag}: their errors may be larger than printed."
+            ]
+        return ["No datum is flagged. A mode that neither guide nor chains meet is not seen."]
+
+
+class Auto(Estimator):
+    """Importance sampling for the data where a first look finds it good, AIS for the others.
+
+    The look's draws decide and are then dropped: a datum whose own draws chose its estimator and
+    were reported as well would be one whose draws look calm, which biases value and error. No
+    value is the larger of two.
+
+    Args:
+        look: K of the first look. A datum stays with importance where its k-hat is at most 0.4 and
+            its effective sample size at least K/10.
+        importance: for the data that stay.
+        chains: for the others. Where a pair has no chains (discrete latents), all stay.
+    """
+
+    name: Literal["auto"] = "auto"
+    look: int = Field(default=1_000, ge=100)
+    importance: Importance = Field(default=Importance())
+    chains: AIS = Field(default=AIS())
+
+    def run(self, request: Request) -> Estimate:
+        started = time.perf_counter()
+        arguments = as_arguments(request.data)
+        whole = request.plate is None
+        good, notes = self._look(request)
+        count = 1 if whole else len(arguments[0])
+        parts: dict[int, tuple[Tensor, Estimate]] = {}
+        for code, (estimator, index) in enumerate(
+            ((self.importance, good.nonzero()[:, 0]), (self.chains, (~good).nonzero()[:, 0]))
+        ):
+            if len(index) == 0:
+                continue
+            rows = arguments
+            if not whole and len(index) < count:
+                rows = tuple(a[index.to(a.device)] for a in arguments)
+            part = replace(
+                request,
+                data=rows,
+                seed=derived_seed("auto", request.seed, code),
+                kept=request.kept.within(BY[code]),
+            )
+            parts[code] = index, estimator.run(part)
+        return self._joined(request, parts, count, notes, time.perf_counter() - started)
+
+    def _look(self, request: Request) -> tuple[Tensor, tuple[str, ...]]:
+        """`[N]` bool, the data that stay with importance; and what there is to say of that."""
+        held = request.kept.get("look")
+        if held is None:
+            look = self.importance.model_copy(update={"num_samples": self.look})
+            seed = derived_seed("look", request.seed)
+            found = look.run(replace(request, seed=seed, kept=request.kept.within("look")))
+            arrays = found.arrays()
+            held = [(arrays["khat"] <= GOOD_KHAT) & (arrays["ess"] >= GOOD_SHARE * self.look)]
+            request.kept.put("look", held)
+        good = held[0].bool()
+        if good.all():
+            return good, ()
+        refusal = self._refusal(request)
+        if refusal:
+            return torch.ones_like(good), (f"No chains for {int((~good).sum())} data: {refusal}.",)
+        if request.progress:
+            say(f"auto: importance for {int(good.sum())} data, ais for {int((~good).sum())}")
+        return good, ()
+
+    def _refusal(self, request: Request) -> str:
+        """Why chains do not fit the pair; empty if they do."""
+        try:
+            with request.tiled(self.chains.num_chains, whole_rows=True) as tiles:
+                self.chains.space_of(tiles)
+        except PairError as error:
+            return str(error)
+        return ""
+
+    def _joined(
+        self,
+        request: Request,
+        parts: Mapping[int, tuple[Tensor, Estimate]],
+        count: int,
+        notes: tuple[str, ...],
+        seconds: float,
+    ) -> AutoEstimate:
+        held: dict[int, dict[str, Tensor]] = {}
+
+        def scattered(name: str) -> Tensor:
+            found = torch.full((count,), torch.nan, dtype=torch.float64)
+            for index, part in parts.values():
+                found[index] = held[id(part)][name].double()
+            return found
+
+        for code, (index, part) in parts.items():
+            lower, upper = part.interval()
+            by = torch.full((len(index),), code)
+            held[id(part)] = {**part.arrays(), "lower": lower, "upper": upper, "by": by}
+        each = [part for _, part in parts.values()]
+        chains = parts[1][1] if 1 in parts else None
+        return AutoEstimate(
+            value=scattered("value"),
+            std_error=scattered("std_error"),
+            elbo=scattered("elbo"),
+            ess=scattered("ess"),
+            lower=scattered("lower"),
+            upper=scattered("upper"),
+            by=scattered("by").long(),
+            flagged=scattered("flagged").bool(),
+            quantity=request.quantity,
+            estimator=self.name,
+            num_samples=self.importance.num_samples,
+            num_chains=chains.num_samples if chains else 0,
+            num_temperatures=getattr(chains, "num_temperatures", 0),
+            bias_direction="low in expectation",
+            degrees=min(part.degrees for part in each),
+            tile=max(part.tile for part in each),
+            seed=request.seed,
+            seconds=seconds,
+            engine=" and ".join(dict.fromkeys(part.engine for part in each)),
+            engine_reason="; ".join(dict.fromkeys(part.engine_reason for part in each)),
+            precision=request.precision,
+            notes=tuple(dict.fromkeys([*notes, *(n for p in each for n in p.notes)])),
+        )

@@ -1,0 +1,109 @@
+"""Two estimates of log p(x) of the same data, compared datum by datum."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference.errors import RequestError
+from inference.evidence.estimate import Estimate
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """log p(x_n) of one model less that of another, `difference [N]`, nats.
+
+    The spread between data, which dominates the error of each mean, cancels. Kept apart:
+    `mc_std_error`, which more samples would remove; `bias_estimate`, of what they remove more
+    slowly; and `std_error` = sd(difference) / sqrt(N), for new data of the same source, which
+    contains the first.
+    """
+
+    first: Estimate
+    second: Estimate
+
+    @property
+    def difference(self) -> Tensor:
+        return self.first.value - self.second.value
+
+    @property
+    def mean(self) -> float:
+        return float(self.difference.mean())
+
+    @property
+    def std_error(self) -> float:
+        """NaN for one datum."""
+        difference = self.difference
+        if len(difference) < 2:
+            return math.nan
+        return float(difference.std() / math.sqrt(len(difference)))
+
+    @property
+    def mc_std_error(self) -> float:
+        return math.hypot(self.first.mc_std_error, self.second.mc_std_error)
+
+    @property
+    def bias_estimate(self) -> float:
+        return self.first.bias_estimate - self.second.bias_estimate
+
+    @property
+    def flagged(self) -> Tensor:
+        """`[N]` bool, where the error of one or the other is not to be believed."""
+        none = torch.zeros(len(self.difference), dtype=torch.bool)
+        flags = [none if e.flagged is None else e.flagged for e in (self.first, self.second)]
+        return flags[0] | flags[1]
+
+    def summary(self) -> dict[str, Any]:
+        """The scalars by name, for JSON."""
+        return {
+            "quantity": self.first.quantity,
+            "estimators": [self.first.estimator, self.second.estimator],
+            "num_data": len(self.difference),
+            "difference": self.mean,
+            "std_error": self.std_error,
+            "mc_std_error": self.mc_std_error,
+            "bias_estimate": self.bias_estimate,
+            "num_flagged": int(self.flagged.sum()),
+        }
+
+    def __repr__(self) -> str:
+        return f"Comparison({self})"
+
+    def __str__(self) -> str:
+        said = [
+            f"{self.first.quantity}: {self.mean:+.3g} nats per datum (mean of "
+            f"{len(self.difference)}, paired). For new data of the same source its standard error "
+            f"is {self.std_error:.2g}; {self.mc_std_error:.2g} of it would go with more samples, "
+            f"and biases differ by an estimated {self.bias_estimate:.2g}."
+        ]
+        if self.first.estimator != self.second.estimator:
+            said.append(
+                f"One is by {self.first.estimator}, the other by {self.second.estimator}: their "
+                "biases may differ by more than the models."
+            )
+        if self.flagged.any():
+            said.append(
+                f"For {int(self.flagged.sum())} data an error is not to be believed, so the "
+                "difference may be that of the estimators."
+            )
+        return " ".join(said)
+
+
+def compare(first: Estimate, second: Estimate) -> Comparison:
+    """`first` less `second`, datum by datum.
+
+    Raises: `RequestError` where the two are of other data or quantities.
+    """
+    for name in ("quantity", "num_data", "data_digest"):
+        a, b = getattr(first, name), getattr(second, name)
+        if a != b:
+            what = "data" if name == "data_digest" else f"{name} ({a} and {b})"
+            raise RequestError(
+                f"compare: the estimates differ in {what}; only those of the same data can be "
+                "compared, datum by datum"
+            )
+    return Comparison(first, second)

@@ -1,0 +1,166 @@
+"""How often 0.95 intervals cover the exact log p(x), and what flags say, on data drawn afresh.
+
+Linear-Gaussian models whose guide is shifted by some posterior standard deviations and has a scale
+of its own. Data are never chosen by what an estimate says of them, but by what is exact.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import t
+
+import inference
+from inference.evidence import annealed, auto
+from tests.exact_models import linear_gaussian
+
+LOW, HIGH = 0.90, 0.98
+
+
+def cell(num_latents, shift, scale):
+    """A mean-field guide, `shift` posterior sd away in all, `scale` times as wide as the best."""
+    pair = linear_gaussian(seed=1, D=num_latents + 5, L=num_latents)
+    sd = (1 / torch.diagonal(pair.A)).sqrt()
+    S = torch.diag(scale**2 * sd.square())
+    return replace(pair, S=S, delta=shift / math.sqrt(num_latents) * sd)
+
+
+def estimated(pair, x, estimator, seed=5):
+    return inference.log_marginal(
+        pair.model, pair.guide, x, estimator=estimator, seed=seed, engine="eager", progress=False
+    )
+
+
+def covers(found, truth):
+    lower, upper = found.interval()
+    return ((truth >= lower) & (truth <= upper)).double()
+
+
+def far_off(found, truth):
+    """Errors beyond 0.3 nat and 4 of those that are reported."""
+    error = (found.value - truth).abs()
+    return (error > 0.3) & ~(error <= 4 * found.std_error)
+
+
+def test_chains_cover_where_raw_spreads_would_not():
+    """A narrow guide, few temperatures: what looks calm by chance is not taken at its word.
+
+    The twin takes each datum's own spread for its flag and its error.
+    """
+    pair = cell(2, 0.5, 0.3)
+    x = pair.sample(1500, seed=8)
+    truth = pair.log_px(x)
+    found = estimated(pair, x, inference.AIS(num_temperatures=60))
+    calm = ~found.flagged
+    assert float(calm.double().mean()) > 0.8
+    assert LOW <= float(covers(found, truth)[calm].mean()) <= HIGH
+
+
+def test_the_twin_with_raw_spreads_fails(monkeypatch):
+    from inference.evidence import ais
+
+    monkeypatch.setattr(ais, "moderated", lambda variance, degrees: (variance, degrees))
+    pair = cell(2, 0.5, 0.3)
+    x = pair.sample(1500, seed=8)
+    truth = pair.log_px(x)
+    found = estimated(pair, x, inference.AIS(num_temperatures=60))
+    calm = found.spread <= 0.6
+    half = float(t.ppf(0.975, 15)) * found.std_error
+    twin = ((truth - found.value).abs() <= half).double()
+    assert float(twin[calm].mean()) < LOW
+
+
+SCALES = (0.3, 0.6, 1.0, 1.7, 3.0)
+CELLS = [(2, s, c) for s in (0.5, 2.0, 5.0) for c in SCALES]
+CELLS += [(10, s, c) for s in (0.5, 5.0) for c in (0.3, 1.0, 3.0)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", CELLS, ids=str)
+def test_coverage_of_chains(shape):
+    """AIS and SMC: wherever enough is unflagged to tell."""
+    pair = cell(*shape)
+    x = pair.sample(2000, seed=8)
+    truth = pair.log_px(x)
+    for estimator in (inference.AIS(num_temperatures=150), inference.SMC(num_temperatures=40)):
+        found = estimated(pair, x, estimator)
+        calm = ~found.flagged
+        if int(calm.sum()) >= 400:
+            assert LOW <= float(covers(found, truth)[calm].mean()) <= HIGH + 0.01, estimator.name
+        if shape in ((2, 0.5, 1.0), (2, 2.0, 1.0)):
+            assert float(calm.double().mean()) > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [inference.AIS, inference.SMC])
+def test_chains_flag_what_is_far_off(kind):
+    """Of data far off at least 95% are flagged; of cells with a small spread at most 5%."""
+    bad = flagged = 0
+    for shape in CELLS:
+        pair = cell(*shape)
+        x = pair.sample(1000 if kind is inference.AIS else 500, seed=9)
+        truth = pair.log_px(x)
+        for temperatures in (12, 25, 100) if kind is inference.AIS else (6, 12, 40):
+            found = estimated(pair, x, kind(num_temperatures=temperatures))
+            off = far_off(found, truth)
+            bad, flagged = bad + int(off.sum()), flagged + int((off & found.flagged).sum())
+            spread = float(found.spread.square().mean().sqrt())  # data of a cell are alike
+            if spread <= 0.4:
+                assert float(found.flagged.double().mean()) <= 0.05, shape
+    assert bad > 100
+    assert flagged >= 0.95 * bad, (flagged, bad)
+
+
+@pytest.mark.slow
+def test_importance_flags_and_coverage():
+    """By exact k and exact ESS: good cells cover and are seldom flagged; what is far off is."""
+    bad = flagged = good = 0
+    for shape in [*CELLS, (2, 0.0, 1.2), (2, 0.3, 1.0), (2, 1.0, 1.2)]:
+        pair = cell(*shape)
+        x = pair.sample(2000, seed=8)
+        truth = pair.log_px(x)
+        found = estimated(pair, x, inference.Importance(num_samples=5000))
+        if pair.khat() <= 0.3 and pair.ess_share() >= 0.1:
+            good += 1
+            assert LOW <= float(covers(found, truth).mean()) <= HIGH, shape
+            assert float(found.flagged.double().mean()) <= 0.05, shape
+        off = far_off(found, truth)
+        bad, flagged = bad + int(off.sum()), flagged + int((off & found.flagged).sum())
+    assert good >= 4
+    assert bad > 100
+    assert flagged >= 0.95 * bad
+
+
+AUTO = [(2, 0.5, 1.0), (2, 0.5, 0.8), (2, 0.0, 0.6), (2, 0.0, 0.4), (5, 0.3, 1.5), (10, 0.5, 1.5)]
+
+
+def auto_cell(num_latents, shift, scale):
+    """With two latents, `scale` times the posterior's own covariance: exact k = 1 - scale^2."""
+    pair = cell(num_latents, shift, scale)
+    return replace(pair, S=scale**2 * pair.V) if num_latents == 2 else pair
+
+
+@pytest.mark.slow
+def test_coverage_of_auto_and_of_its_twin():
+    """Exact k from 0 to 0.9. The twin reports the draws that chose."""
+    covered, by_twin, stayed = [], [], []
+    for shape in AUTO:
+        pair = auto_cell(*shape)
+        x = pair.sample(2000, seed=8)
+        truth = pair.log_px(x)
+        found = estimated(pair, x, inference.Auto())
+        covered.append(covers(found, truth))
+        assert LOW <= float(covered[-1].mean()) <= HIGH, shape
+        look = estimated(pair, x, inference.Importance(num_samples=1000), seed=77)
+        good = (look.khat <= auto.GOOD_KHAT) & (look.ess >= auto.GOOD_SHARE * 1000)
+        if pair.khat() > 0.3:
+            by_twin.append(covers(look, truth)[good])
+            stayed.append(covered[-1][found.by == 0])
+    assert float(torch.cat(by_twin).mean()) < 0.8
+    assert float(torch.cat(stayed).mean()) > 0.88
+
+
+def test_limits_are_those_of_the_documentation():
+    assert annealed.MAX_SPREAD == 0.65
+    assert (auto.GOOD_KHAT, auto.GOOD_SHARE) == (0.4, 0.1)

@@ -1,0 +1,134 @@
+"""Estimates in files, several as one, and two of them compared."""
+
+import math
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+import inference
+from inference.evidence import sandwich
+from tests.exact_models import linear_gaussian
+
+PAIR = linear_gaussian(seed=1, D=5, L=2)
+POOR = replace(PAIR, S=torch.diag(1.5 / torch.diagonal(PAIR.A)))
+AIS = inference.AIS(num_chains=4, num_temperatures=4)
+KINDS = {
+    "importance": inference.Importance(num_samples=100),
+    "ais": AIS,
+    "smc": inference.SMC(num_chains=8, num_temperatures=4),
+    "sandwich": inference.Sandwich(num_data=12, by=AIS),
+    "quadrature": inference.Quadrature(),
+    "auto": inference.Auto(look=100, chains=AIS),
+}
+
+
+def estimated(estimator, x=None, pair=POOR, **options):
+    x = PAIR.sample(12, seed=2) if x is None else x
+    return inference.log_marginal(
+        pair.model, pair.guide, x, estimator=estimator, progress=False, **options
+    )
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_written_and_read_it_is_the_same(name, tmp_path):
+    found = estimated(KINDS[name])
+    found.save(tmp_path / "estimate.safetensors")
+    again = inference.load_estimate(tmp_path / "estimate.safetensors")
+    assert type(again) is type(found)
+    assert str(again) == str(found)
+    for field in fields(found):
+        a, b = getattr(found, field.name), getattr(again, field.name)
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(a.nan_to_num(-9.0), b.nan_to_num(-9.0)), field.name
+            assert a.dtype == b.dtype
+        else:
+            assert a == b or (math.isnan(a) and math.isnan(b)), field.name
+
+
+def test_files_that_hold_no_estimate(tmp_path):
+    path = tmp_path / "estimate.safetensors"
+    with pytest.raises(inference.CheckpointError, match=r"no such file.*Estimate.save"):
+        inference.load_estimate(path)
+    path.write_bytes(b"not a safetensors file")
+    with pytest.raises(inference.CheckpointError, match="damaged"):
+        inference.load_estimate(path)
+    found = estimated(AIS)
+    found.save(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(inference.CheckpointError, match="digest"):
+        inference.load_estimate(path)
+    from inference.tensor_files import write_tensors
+
+    write_tensors(path, {"value": torch.zeros(3)}, {"format": 1, "kind": "Module"})
+    with pytest.raises(inference.CheckpointError, match="holds no estimate"):
+        inference.load_estimate(path)
+
+
+@pytest.mark.parametrize("name", [n for n in KINDS if n != "sandwich"])
+def test_parts_make_a_whole(name):
+    x = PAIR.sample(12, seed=2)
+    first, second = estimated(KINDS[name], x[:5]), estimated(KINDS[name], x[5:], seed=1)
+    whole = inference.Estimate.concatenate([first, second])
+    assert type(whole) is type(first)
+    assert torch.equal(whole.value, torch.cat([first.value, second.value]))
+    assert whole.num_data == 12
+    assert whole.seconds == first.seconds + second.seconds
+    for arrays in (whole.arrays(),):
+        assert all(len(tensor) == 12 for tensor in arrays.values())
+    assert "mean of 12" in str(whole)
+
+
+def test_what_does_not_make_a_whole():
+    few, more = (estimated(inference.Importance(num_samples=k)) for k in (50, 100))
+    with pytest.raises(inference.RequestError, match=r"num_samples is 50, 100"):
+        inference.Estimate.concatenate([few, more])
+    with pytest.raises(inference.RequestError, match="one estimator"):
+        inference.Estimate.concatenate([few, estimated(AIS)])
+    with pytest.raises(inference.RequestError, match="no estimate"):
+        inference.Estimate.concatenate([])
+    joint = estimated(inference.Importance(num_samples=50), PAIR.sample(3), plate=None)
+    with pytest.raises(inference.RequestError, match="do not add up"):
+        inference.Estimate.concatenate([joint, joint])
+
+
+def test_compared_datum_by_datum():
+    x = PAIR.sample(400, seed=3)
+    shifted = replace(PAIR, mu=PAIR.mu + 0.3)
+    a = estimated(inference.Importance(num_samples=500), x, PAIR)
+    b = estimated(inference.Importance(num_samples=500), x, shifted, seed=9)
+    found = a.compare(b)
+    exact = PAIR.log_px(x) - shifted.log_px(x)
+    assert torch.allclose(found.difference, exact, atol=1e-5)  # both guides are exact
+    assert found.std_error == pytest.approx(float(exact.std() / 20), rel=1e-3)
+    # Paired: far below what two separate errors would say.
+    assert found.std_error < 0.5 * math.hypot(a.test_std_error, b.test_std_error)
+    assert found.mc_std_error == math.hypot(a.mc_std_error, b.mc_std_error)
+    assert f"{found.mean:+.3g}" in str(found)
+    assert found.summary()["num_data"] == 400
+
+
+def test_only_the_same_data_are_compared():
+    x = PAIR.sample(12, seed=2)
+    a = estimated(AIS, x)
+    with pytest.raises(inference.RequestError, match="differ in data"):
+        a.compare(estimated(AIS, x + 1))
+    with pytest.raises(inference.RequestError, match="num_data"):
+        a.compare(estimated(AIS, x[:5]))
+    with pytest.raises(inference.RequestError, match="quantity"):
+        a.compare(replace(a, quantity="log p(x|y)"))
+    flagged = replace(a, flagged=torch.ones(12, dtype=torch.bool))
+    said = str(flagged.compare(estimated(inference.Importance(num_samples=100), x)))
+    assert "an error is not to be believed" in said
+    assert "by ais, the other by importance" in said
+
+
+def test_a_notebook_shows_a_table():
+    found = estimated(KINDS["sandwich"])
+    shown = found._repr_html_()
+    assert "<table>" in shown
+    assert f"{found.gap:.3f}" in shown
+    assert "<script" not in replace(found, notes=("<script>",))._repr_html_()
+    assert isinstance(found, sandwich.SandwichEstimate)
