@@ -77,7 +77,7 @@ def measure(folder: str, first: bool, result: dict[str, Any], path: Path, quick:
     start = "gaussian" if spec.model.guide.name == "iaf" else "guide"
     wanted = [(name, estimator, some) for name, estimator in rows(first, start).items()]
     if first and not quick:
-        wanted += [(f"{name}, all", e, whole) for name, e, _ in wanted if name in IN_FULL]
+        wanted[2:2] = [(f"{name}, all", e, whole) for name, e, _ in wanted if name in IN_FULL]
     for name, estimator, x in wanted:
         if name in held["rows"]:
             continue

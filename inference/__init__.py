@@ -27,11 +27,11 @@ from inference.evidence.comparison import Comparison
 from inference.evidence.enumerate import Enumerate
 from inference.evidence.estimate import Estimate
 from inference.evidence.importance import Importance
+from inference.evidence.loading import load_estimate
 from inference.evidence.marginal import ESTIMATORS, log_marginal
 from inference.evidence.predictive import PredictiveEstimate, log_predictive
 from inference.evidence.quadrature import Quadrature
 from inference.evidence.sandwich import Sandwich
-from inference.evidence.saving import load_estimate
 from inference.evidence.smc import SMC
 from inference.evidence.smoothing import pareto_khat
 from inference.export import to_arviz

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from inference.errors import RequestError
+from inference.evidence.comparison import same_data
 from inference.evidence.estimate import Estimate
+from inference.evidence.estimator import Request
 from inference.evidence.marginal import log_marginal
 from inference.evidence.smoothing import khat_threshold
 from inference.gathering import OF_PROPOSALS, Gathering, to_numpy
@@ -22,6 +24,7 @@ from inference.labels import SAMPLE_DIMS, Axes, check_dims, coordinates, label, 
 from inference.pair import Data, as_arguments
 from inference.progress import Progress
 from inference.requests import positive, whole_number
+from inference.tensor_files import row_digests
 from inference.tiles import tiled
 
 GROUPS = {
@@ -116,7 +119,8 @@ def to_arviz(
             raise RequestError(f"{name}: got {value!r}; expected a mapping by name")
     given = as_arguments(data)
     if log_px is not None:
-        _check_estimate(log_px, len(given[0]), plate)
+        quantity = Request(model, guide, data, plate=plate).quantity
+        _check_estimate(log_px, given, plate, quantity)
     own = derived_seed("arviz", seed)  # log p(x) has draws of its own
     with tiled(model, guide, given, num_samples, seed=own, plate=plate, device=device) as tiles:
         gathering = Gathering(tiles, num_proposals, wanted)
@@ -167,16 +171,22 @@ def _wanted(groups: Sequence[str] | None) -> set[str]:
     return set(groups)
 
 
-def _check_estimate(log_px: Any, num_data: int, plate: str | None) -> None:
+def _check_estimate(
+    log_px: Any, arguments: tuple[Tensor, ...], plate: str | None, quantity: str
+) -> None:
     if not isinstance(log_px, Estimate):
         raise RequestError(
             f"log_px: got a {type(log_px).__name__}; expected what inference.log_marginal returns"
         )
-    quantity, num_values = ("joint log p(x)", 1) if plate is None else ("log p(x)", num_data)
+    num_values = 1 if plate is None else len(arguments[0])
     if log_px.quantity != quantity or log_px.num_data != num_values:
         raise RequestError(
             f"log_px: is '{log_px.quantity}' of {log_px.num_data}; expected '{quantity}' of "
             f"{num_values}, for the same data and plate"
+        )
+    if not same_data(log_px.data_digests, row_digests(arguments)):
+        raise RequestError(
+            "log_px: is of other data; make it of the data handed in, in their order"
         )
 
 

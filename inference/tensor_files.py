@@ -58,3 +58,19 @@ def digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
 def data_digest(arguments: Sequence[Tensor]) -> str:
     """A hash of the arguments of a pair."""
     return digest({str(i): tensor for i, tensor in enumerate(arguments)})
+
+
+def row_digests(arguments: Sequence[Tensor]) -> Tensor:
+    """A hash of each datum, `[N]` int64."""
+    kinds = repr([(tensor.dtype, tuple(tensor.shape[1:])) for tensor in arguments]).encode()
+    rows = [
+        tensor.detach().cpu().contiguous().reshape(len(tensor), -1).view(torch.uint8).numpy()
+        for tensor in arguments
+    ]
+    found = []
+    for parts in zip(*rows, strict=True):
+        hashed = hashlib.blake2b(kinds, digest_size=8)
+        for part in parts:
+            hashed.update(part.data)
+        found.append(int.from_bytes(hashed.digest(), "little", signed=True))
+    return torch.tensor(found, dtype=torch.int64)

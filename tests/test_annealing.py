@@ -257,3 +257,14 @@ def test_a_guide_that_is_known_at_its_own_draws_only():
         found = inference.log_marginal(pair.model, guide, x, estimator=estimator, progress=False)
         ratio = (found.value - truth).exp()
         assert agrees(ratio.mean(), 1.0, ratio.std() / math.sqrt(len(x)), ceiling=0.02)
+
+
+def test_an_exact_guide_has_no_error():
+    """Equal weights: error 0 up to rounding, of SMC, too, whose variance could come out below 0."""
+    pair = linear_gaussian(seed=1, L=2)
+    x = pair.sample(100, seed=2)
+    for kind in (inference.AIS, inference.SMC):
+        found = log_px(pair, x, kind(num_temperatures=5))
+        assert not found.flagged.any()
+        assert float(found.std_error.max()) < 1e-6
+        assert torch.allclose(found.value, pair.log_px(x), atol=1e-6)

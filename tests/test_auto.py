@@ -110,3 +110,31 @@ def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="look"):
         inference.Auto(look=10)
     assert inference.ESTIMATORS["auto"] is auto.Auto
+
+
+def test_a_guide_with_parameters_for_each_datum(own_store):
+    """Such a pair takes all of its data at once, and no part of them."""
+    x = torch.cat([torch.zeros(4), torch.full((4,), 3.0)])
+    scale = torch.cat([torch.full((4,), 0.7071), torch.full((4,), 0.1)])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", x / 2)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, scale))
+
+    found = run(model, guide, x)
+    assert found.by.tolist() == [0] * 4 + [1] * 4
+    truth = dist.Normal(0.0, 2**0.5).log_prob(x).double()
+    assert agrees(found.value, truth, found.std_error.clamp_min(0.02), ceiling=0.4)
+
+
+def test_a_precision_that_chains_do_not_take_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(inference.Importance, "run", None)
+    pair = linear_gaussian(seed=1)
+    with pytest.raises(inference.RequestError, match="auto takes float32 or float64"):
+        run(pair.model, pair.guide, pair.sample(3), precision="bfloat16")

@@ -83,7 +83,9 @@ def test_another_evaluation_drops_what_was_stopped(run, small_tiles, monkeypatch
         patch.setattr(kept.Kept, "put", lambda *each: (put(*each), stop()))
         refused(command(run, "ais"), capsys, "interrupted", code=1)
     assert any("partial" in path.name for path in files_of(run))
+    capsys.readouterr()
     assert main(command(run, "importance")) == 0
+    assert "drops the beginning of an evaluation" in " ".join(capsys.readouterr().out.split())
     assert not any("partial" in path.name for path in files_of(run))
 
 

@@ -7,6 +7,8 @@ of its own. Data are never chosen by what an estimate says of them, but by what 
 import math
 from dataclasses import replace
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy.stats import t
@@ -94,6 +96,42 @@ def test_coverage_of_chains(shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [inference.AIS, inference.SMC])
+def test_coverage_of_a_few_poor_data_among_calm_ones(kind):
+    """What makes errors of few chains less noisy must not lend the calm data's to the poor ones."""
+    pair = cell(2, 0.0, 1.0)
+    poor = cell(2, 0.5, 0.5)
+    x = pair.sample(4000, seed=8)
+    few = torch.arange(len(x)) % 50 == 0  # whichever the seed, chosen by what is exact
+    truth = pair.log_px(x)
+    covered, calm = [], []
+    for seed in range(5):
+
+        def guide(x, few):
+            with pyro.plate("data", len(x)):
+                loc = pair.mean(x) + few[:, None] * poor.shift
+                scale = torch.where(few[:, None], poor.S.diagonal(), pair.S.diagonal()).sqrt()
+                pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+        temperatures = 50 if kind is inference.AIS else 25
+        found = inference.log_marginal(
+            lambda x, few: pair.model(x),
+            guide,
+            (x, few),
+            estimator=kind(num_temperatures=temperatures),
+            seed=seed,
+            engine="eager",
+            progress=False,
+        )
+        covered.append(covers(found, truth)[few])
+        calm.append(~found.flagged[few])
+    covered, calm = torch.cat(covered), torch.cat(calm)
+    if int(calm.sum()) >= 100:
+        assert float(covered[calm].mean()) >= LOW
+    assert float(covered.mean()) >= LOW
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [inference.AIS, inference.SMC])
 def test_chains_flag_what_is_far_off(kind):
     """Of data far off at least 95% are flagged; of cells with a small spread at most 5%."""
     bad = flagged = 0
@@ -143,24 +181,29 @@ def auto_cell(num_latents, shift, scale):
 
 @pytest.mark.slow
 def test_coverage_of_auto_and_of_its_twin():
-    """Exact k from 0 to 0.9. The twin reports the draws that chose."""
-    covered, by_twin, stayed = [], [], []
+    """Exact k from 0 to 0.9: of all data, and of those that stay with importance where enough do.
+
+    The twin reports the draws that chose.
+    """
+    twins = []
     for shape in AUTO:
         pair = auto_cell(*shape)
-        x = pair.sample(2000, seed=8)
+        x = pair.sample(4000, seed=8)
         truth = pair.log_px(x)
         found = estimated(pair, x, inference.Auto())
-        covered.append(covers(found, truth))
-        assert LOW <= float(covered[-1].mean()) <= HIGH, shape
+        covered = covers(found, truth)
+        assert LOW <= float(covered.mean()) <= HIGH, shape
+        stayed = found.by == 0
+        if int(stayed.sum()) < 200:
+            continue
+        assert LOW <= float(covered[stayed].mean()) <= HIGH, shape
         look = estimated(pair, x, inference.Importance(num_samples=1000), seed=77)
         good = (look.khat <= auto.GOOD_KHAT) & (look.ess >= auto.GOOD_SHARE * 1000)
-        if pair.khat() > 0.3:
-            by_twin.append(covers(look, truth)[good])
-            stayed.append(covered[-1][found.by == 0])
-    assert float(torch.cat(by_twin).mean()) < 0.8
-    assert float(torch.cat(stayed).mean()) > 0.88
+        twins.append(float(covers(look, truth)[good].mean()))
+    assert len(twins) >= 2
+    assert min(twins) < 0.8
 
 
 def test_limits_are_those_of_the_documentation():
     assert annealed.MAX_SPREAD == 0.65
-    assert (auto.GOOD_KHAT, auto.GOOD_SHARE) == (0.4, 0.1)
+    assert (auto.GOOD_KHAT, auto.GOOD_SHARE) == (0.3, 0.1)

@@ -155,7 +155,7 @@ def test_positive_latents():
 
     x = 1.25**0.5 * torch.randn(50, dtype=torch.float64)
     truth = dist.Normal(torch.tensor(0.0).double(), 1.25**0.5).log_prob(x)
-    estimate = replace(exact(PAIR, X[:50]), value=truth)
+    estimate = replace(exact(PAIR, X[:50]), value=truth, data_digests=None)
     found = inference.gaps(model, guide, x, log_px=estimate, num_samples=100, progress=False)
     q = torch.distributions.Normal(0.3 * x, 0.8)
     p = torch.distributions.Normal(0.8 * x, 0.2**0.5)
@@ -183,7 +183,7 @@ def test_two_sites_in_a_plate_of_another_name():
 
     x = 1.5 * torch.randn(60, dtype=torch.float64)
     truth = dist.Normal(torch.tensor(0.0).double(), 2.25**0.5).log_prob(x)
-    estimate = replace(exact(PAIR, X), value=truth)
+    estimate = replace(exact(PAIR, X), value=truth, data_digests=None)
     found = inference.gaps(
         model, guide, x, log_px=estimate, plate="rows", num_samples=100, progress=False
     )

@@ -105,12 +105,17 @@ def test_another_question_is_refused(pair, tmp_path, monkeypatch):
         stop_after(2, patch)
         with pytest.raises(Stop):
             estimate(pair, x, estimator, checkpoint=path)
-    other = replace(pair, mu=pair.mu + 1.0)
     with pytest.raises(inference.CheckpointError, match="differs in data"):
         estimate(pair, x + 1.0, estimator, checkpoint=path)
     with pytest.raises(inference.CheckpointError, match="differs in estimator"):
         estimate(pair, x, inference.Importance(num_samples=100), checkpoint=path)
-    del other
+    other = replace(pair, mu=pair.mu + 0.1)  # the program closes over it
+    with pytest.raises(inference.CheckpointError, match="differs in pair"):
+        estimate(other, x, estimator, checkpoint=path)
+    with monkeypatch.context() as patch:
+        patch.setitem(inference.tiles.TILE_NUMBERS, "cpu", 2**20)
+        with pytest.raises(inference.CheckpointError, match="differs in pair"):
+            estimate(pair, x, estimator, checkpoint=path)
     path.write_bytes(path.read_bytes()[:-7] + b"1234567")
     with pytest.raises(inference.CheckpointError, match="damaged"):
         estimate(pair, x, estimator, checkpoint=path)
@@ -141,6 +146,6 @@ def test_parameters_are_part_of_the_question(tmp_path, monkeypatch):
         with pytest.raises(Stop):
             inference.log_marginal(model, guide, x, checkpoint=path, **options)
     pyro.get_param_store()["loc"] = torch.tensor(1.0)
-    with pytest.raises(inference.CheckpointError, match="differs in parameters"):
+    with pytest.raises(inference.CheckpointError, match="differs in pair"):
         inference.log_marginal(model, guide, x, checkpoint=path, **options)
     pyro.clear_param_store()

@@ -54,12 +54,16 @@ def test_commands_run(folder, monkeypatch):
         if words[0] == "evaluate":
             if not Path(words[1]).exists():
                 continue
-            words += ["--samples", "20"]
+            words += ["--num-data", "20"]
+            if "--estimator" not in words:
+                words += ["--samples", "20"]
+        if words[0] == "diagnose":
+            words += ["--num-data", "20", "--quiet"]
         if words[0] in ("train", "evaluate"):
             words.append("--quiet")
         assert main(words) == 0, command
         ran.append(words[0])
-    assert {"train", "evaluate", "compare", "list", "schema"} <= set(ran)
+    assert {"train", "evaluate", "compare", "diagnose", "list", "schema"} <= set(ran)
 
 
 def test_own_component_is_short():
@@ -79,6 +83,7 @@ def shortened(text: str) -> str:
         short.replace("num_samples=1000", "num_samples=20")
         .replace("range(100)", "range(3)")
         .replace("num_temperatures=100", "num_temperatures=5")
+        .replace("num_samples=200", "num_samples=5")
     )
 
 
@@ -88,11 +93,11 @@ def test_python_programs_run(text, capsys, own_store):
     assert re.search(r"log p\(x\) = -?\d", capsys.readouterr().out)
 
 
-def test_programs_that_go_on_with_the_pair_run(capsys, own_store):
+def test_programs_that_go_on_with_the_pair_run(capsys, own_store, folder):
     names: dict = {}
     for text in (PROGRAMS[1], *GOING_ON):
         exec(compile(shortened(text), "README.md", "exec"), names)
-    assert len(GOING_ON) == 3
+    assert len(GOING_ON) == 4
     assert "compiled - as asked" in capsys.readouterr().out
     assert bool(names["loss"].isfinite())
 

@@ -101,13 +101,15 @@ def test_both_sides_hold_log_px(start):
     assert "a gap of" in str(found)
 
 
-def test_a_missed_mode_shows_as_a_gap():
+@pytest.mark.parametrize("num_latents", [2, 10])
+def test_a_missed_mode_shows_as_a_gap(num_latents):
     """Half of the simulated data come from the mode that the guide misses."""
-    pair = two_modes()
-    found = sandwich(pair, torch.zeros(4, 2, dtype=torch.float64), 50, num_data=100)
+    pair = two_modes(L=num_latents)
+    x = torch.zeros(4, num_latents, dtype=torch.float64)
+    found = sandwich(pair, x, 50, num_data=100)
     assert found.gap > 3 * found.gap_std_error
     assert found.gap > 0.1
-    truth = simulated_truth(pair, torch.zeros(4, 2, dtype=torch.float64), 100)
+    truth = simulated_truth(pair, x, 100)
     assert float((found.upper - truth).mean()) > -0.05
     assert float((truth - found.value).mean()) > 0.5
 
@@ -309,3 +311,33 @@ def test_the_observed_argument_is_found_by_its_memory():
     with pytest.raises(inference.PairError, match="2 of the arguments alike"):
         simulate(copied, (x, y), 0)
     assert bool((simulate(copied, (x, y + 1), 0).arguments[1] != 1).all())
+
+
+def test_a_decoder_that_is_fed_with_x_is_refused():
+    """p(x_t | x_<t, z) by teacher forcing: a run without the data is no draw from the model."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            before = torch.cat([torch.zeros(len(x), 1), x[:, :1]], 1)
+            pyro.sample("x", dist.Normal(z + before, 1.0).to_event(1), obs=x)
+
+    x = torch.randn(5, 2)
+    with pytest.raises(inference.PairError, match=r"site 'x': its distribution looks at the data"):
+        simulate(model, (x,), 0)
+
+
+def test_a_pair_of_all_its_data_needs_as_many():
+    loc = torch.zeros(6)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", loc), 1.0))
+
+    with pytest.raises(inference.RequestError, match="give num_data=6"):
+        inference.log_marginal(model, guide, torch.randn(6), estimator="sandwich", progress=False)

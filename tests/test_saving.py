@@ -30,6 +30,22 @@ def estimated(estimator, x=None, pair=POOR, **options):
     )
 
 
+def test_parts_of_which_one_needed_no_chains():
+    x = PAIR.sample(12, seed=2)
+    parts = [estimated(KINDS["auto"], x[:6], PAIR), estimated(KINDS["auto"], x[6:])]
+    assert parts[0].num_chains == 0
+    assert inference.Estimate.concatenate(parts).num_chains == parts[1].num_chains
+
+
+def test_every_kind_can_be_read():
+    from inference.evidence.loading import KINDS as known
+
+    def kinds(kind):
+        return {kind.__name__, *(name for sub in kind.__subclasses__() for name in kinds(sub))}
+
+    assert kinds(inference.Estimate) == set(known)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_written_and_read_it_is_the_same(name, tmp_path):
     found = estimated(KINDS[name])
@@ -74,6 +90,9 @@ def test_parts_make_a_whole(name):
     whole = inference.Estimate.concatenate([first, second])
     assert type(whole) is type(first)
     assert torch.equal(whole.value, torch.cat([first.value, second.value]))
+    assert whole.compare(estimated(KINDS["importance"], x)).difference.shape == (12,)
+    with pytest.raises(inference.RequestError, match="of other data"):
+        whole.compare(estimated(KINDS["importance"], x.flip(0)))
     assert whole.num_data == 12
     assert whole.seconds == first.seconds + second.seconds
     for arrays in (whole.arrays(),):
@@ -113,8 +132,11 @@ def test_compared_datum_by_datum():
 def test_only_the_same_data_are_compared():
     x = PAIR.sample(12, seed=2)
     a = estimated(AIS, x)
-    with pytest.raises(inference.RequestError, match="differ in data"):
+    with pytest.raises(inference.RequestError, match="of other data"):
         a.compare(estimated(AIS, x + 1))
+    two = [estimated(KINDS["sandwich"], x, pair) for pair in (POOR, replace(POOR, mu=POOR.mu + 1))]
+    with pytest.raises(inference.RequestError, match="of other data"):  # each made its own
+        two[0].compare(two[1])
     with pytest.raises(inference.RequestError, match="num_data"):
         a.compare(estimated(AIS, x[:5]))
     with pytest.raises(inference.RequestError, match="quantity"):

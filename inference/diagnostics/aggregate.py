@@ -110,7 +110,8 @@ class Aggregate:
                     bar.advance()
         if bool(joint.isnan().any()) or (each is not None and bool(each.isnan().any())):
             raise NonFiniteError(
-                "log q(z|x) of the guide is NaN at another datum's draws; check its parameters"
+                "log q(z|x) of the guide is NaN at another datum's draws: its parameters are, or "
+                "the inverse of its flow overflows far from the datum's own"
             )
         shape = u.shape[:2]
         return Others(joint.reshape(shape), None if each is None else each.reshape(u.shape))

@@ -22,6 +22,7 @@ from inference.diagnostics.local_fit import LEVELS, MOST_ROUNDS, ROUND, STILL, f
 from inference.diagnostics.local_guide import LocalGuide, freed, without_parameters
 from inference.errors import PairError, RequestError
 from inference.evidence.ais import AIS
+from inference.evidence.comparison import same_data
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator
 from inference.evidence.marginal import log_marginal
@@ -30,6 +31,7 @@ from inference.pair import Data, as_arguments
 from inference.progress import Progress
 from inference.record import LogWeights
 from inference.requests import whole_number
+from inference.tensor_files import row_digests
 from inference.tiles import Tiles, tiled
 
 
@@ -70,7 +72,7 @@ def gaps(
     started = time.perf_counter()
     arguments = as_arguments(data)
     if log_px is not None:
-        _check_estimate(log_px, len(arguments[0]))
+        _check_estimate(log_px, arguments)
     own: dict[str, Any] = {"plate": plate, "device": device}
     fresh = derived_seed("gaps", seed)  # draws that no estimate of log p(x) has seen
     with tiled(model, guide, data, num_samples, seed=fresh, whole_rows=True, **own) as tiles:
@@ -93,7 +95,7 @@ def gaps(
             progress=progress,
             **own,
         )
-        _check_estimate(log_px, len(arguments[0]))
+        _check_estimate(log_px, arguments)
     count = len(arguments)
     pair = without_parameters(model, count), local.guide(count)
     own["instead"] = pair
@@ -121,7 +123,8 @@ def gaps(
     )
 
 
-def _check_estimate(log_px: Estimate, num_data: int) -> None:
+def _check_estimate(log_px: Estimate, arguments: tuple[Tensor, ...]) -> None:
+    num_data = len(arguments[0])
     if log_px.is_joint or "simulated" in log_px.quantity:
         raise RequestError(
             f"log_px: holds {log_px.quantity}, but gaps need log p(x) of each datum at hand; make "
@@ -131,6 +134,10 @@ def _check_estimate(log_px: Estimate, num_data: int) -> None:
         raise RequestError(
             f"log_px: holds {log_px.num_data} data, but {num_data} were handed in; make it of the "
             "same data, in the same order"
+        )
+    if not same_data(log_px.data_digests, row_digests(arguments)):
+        raise RequestError(
+            "log_px: is of other data; make it of the data handed in, in their order"
         )
 
 

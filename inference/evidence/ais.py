@@ -177,12 +177,18 @@ class AIS(Estimator):
 
     def errors(self, found: Weighed) -> Errors:
         """What the weights say of the values' errors."""
-        spread, degrees = moderated(found.spread.square(), self.num_chains - 1)
-        # Chains that happen to lie too close together have too small an error by as much.
-        larger = torch.where(found.spread > 0, spread / found.spread.square(), 1.0)
-        std_error, spread = (found.variance * larger).sqrt(), spread.sqrt()
-        calm = (spread <= MAX_SPREAD) & (found.spread <= MAX_OWN_SPREAD)
-        return Errors(std_error, spread, degrees, calm)
+        own = found.spread.square()
+        variance, degrees = moderated(own, self.num_chains - 1)
+        # Chains that happen to lie too close together have too small an error by as much. Those
+        # of a poor datum among calm ones keep their own.
+        larger = torch.where(own > 0, variance / own, 1.0).clamp_min(1.0)
+        calm = (variance.sqrt() <= MAX_SPREAD) & (found.spread <= MAX_OWN_SPREAD)
+        spread = torch.maximum(variance, own).sqrt()
+        # Cox's error is that of a mean of lognormal weights; the weights' own is smaller for those
+        # few chains that seldom draw a large one.
+        num = self.num_chains
+        cox = spread.square() / num + spread**4 / (2 * (num - 1))
+        return Errors(((found.variance * larger + cox) / 2).sqrt(), spread, degrees, calm)
 
     @property
     def fewest(self) -> int:

@@ -13,7 +13,7 @@ from inference.evidence.estimate import Estimate
 # Few chains seldom meet the large weights that carry the mean. Up to here intervals of 16 chains
 # cover 0.94 to 0.98 on linear models with shifted, narrow and wide guides.
 MAX_SPREAD = 0.65  # sd of log w, nats, moderated
-MAX_OWN_SPREAD = 1.0  # of a datum's chains alone, where most others are calmer
+MAX_OWN_SPREAD = 0.8  # of a datum's chains alone, where most others are calmer
 MIN_ACCEPTANCE = 0.4
 # The mean of few lognormal weights is mostly too low, and its error with it: the upper half of an
 # interval is longer by exp(SKEW s^2 / chains).

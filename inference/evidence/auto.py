@@ -22,7 +22,7 @@ from inference.progress import say
 
 # Draws of the first look with a k-hat up to this one, and with a tenth of them effective, have
 # errors that are to be believed.
-GOOD_KHAT, GOOD_SHARE = 0.4, 0.1
+GOOD_KHAT, GOOD_SHARE = 0.3, 0.1
 BY = ("importance", "ais")
 
 
@@ -110,7 +110,7 @@ class Auto(Estimator):
     value is the larger of two.
 
     Args:
-        look: K of the first look. A datum stays with importance where its k-hat is at most 0.4 and
+        look: K of the first look. A datum stays with importance where its k-hat is at most 0.3 and
             its effective sample size at least K/10.
         importance: for the data that stay.
         chains: for the others. Where a pair has no chains (discrete latents), all stay.
@@ -122,11 +122,14 @@ class Auto(Estimator):
     chains: AIS = Field(default=AIS())
 
     def run(self, request: Request) -> Estimate:
+        request.check_precision(self.name)
         started = time.perf_counter()
         arguments = as_arguments(request.data)
-        whole = request.plate is None
+        with request.tiled(1) as tiles:
+            # Of a pair that takes all data at once, or draws them itself, no part can be asked for.
+            whole = tiles.pair.whole or tiles.pair.subsampling == "own"
         good, notes = self._look(request)
-        count = 1 if whole else len(arguments[0])
+        count = 1 if request.plate is None else len(arguments[0])
         parts: dict[int, tuple[Tensor, Estimate]] = {}
         for code, (estimator, index) in enumerate(
             ((self.importance, good.nonzero()[:, 0]), (self.chains, (~good).nonzero()[:, 0]))
@@ -193,7 +196,10 @@ class Auto(Estimator):
         for code, (index, part) in parts.items():
             lower, upper = part.interval()
             by = torch.full((len(index),), code)
-            held[id(part)] = {**part.arrays(), "lower": lower, "upper": upper, "by": by}
+            arrays = {**part.arrays(), "lower": lower, "upper": upper}
+            if part.num_data > len(index):  # of all data, for a part of them
+                arrays = {name: tensor[index] for name, tensor in arrays.items()}
+            held[id(part)] = {**arrays, "by": by}
         each = [part for _, part in parts.values()]
         chains = parts[1][1] if 1 in parts else None
         return AutoEstimate(

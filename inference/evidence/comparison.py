@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from inference.errors import RequestError
-from inference.evidence.estimate import Estimate
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,8 +22,8 @@ class Comparison:
     contains the first.
     """
 
-    first: Estimate
-    second: Estimate
+    first: Any  # estimates
+    second: Any
 
     @property
     def difference(self) -> Tensor:
@@ -93,17 +92,23 @@ class Comparison:
         return " ".join(said)
 
 
-def compare(first: Estimate, second: Estimate) -> Comparison:
+def same_data(first: Tensor | None, second: Tensor | None) -> bool:
+    """Are these hashes of the same data, as far as both are known?"""
+    if first is None or second is None:
+        return True
+    return torch.equal(first, second)
+
+
+def compare(first: Any, second: Any) -> Comparison:
     """`first` less `second`, datum by datum.
 
     Raises: `RequestError` where the two are of other data or quantities.
     """
-    for name in ("quantity", "num_data", "data_digest"):
+    said = "only those of the same data can be compared, datum by datum"
+    for name in ("quantity", "num_data"):
         a, b = getattr(first, name), getattr(second, name)
         if a != b:
-            what = "data" if name == "data_digest" else f"{name} ({a} and {b})"
-            raise RequestError(
-                f"compare: the estimates differ in {what}; only those of the same data can be "
-                "compared, datum by datum"
-            )
+            raise RequestError(f"compare: the estimates differ in {name} ({a} and {b}); {said}")
+    if not same_data(first.data_digests, second.data_digests):
+        raise RequestError(f"compare: the estimates are of other data; {said}")
     return Comparison(first, second)

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from inference.evidence.comparison import Comparison
+from inference.evidence.comparison import Comparison, compare
+from inference.evidence.saving import concatenate, save
+from inference.evidence.showing import as_html
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -30,7 +31,7 @@ class Estimate:
         flagged: `[N]`, where the errors are not to be believed; None where nothing tells.
         tile: `(data, samples)` of one tile; equal tiles (and engine) give bit-equal results.
         engine, engine_reason, precision: what ran and why, see `log_marginal`.
-        data_digest: tells which data these are.
+        data_digests: `[N]` int64, hashes that tell which data these are.
 
     `mean` is the data set's mean; `mc_std_error` the part of its error that more samples would
     remove, `bias_estimate` the part they remove more slowly (about -1/2 mean s_n^2, which does not
@@ -53,7 +54,7 @@ class Estimate:
     engine: str = "eager"
     engine_reason: str = "as asked"
     precision: str = "float32"
-    data_digest: str = ""
+    data_digests: Tensor | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -136,8 +137,6 @@ class Estimate:
 
     def save(self, path: str | PathLike) -> None:
         """Write everything to one safetensors file, atomically. `inference.load_estimate` reads."""
-        from inference.evidence.saving import save
-
         save(self, path)
 
     def compare(self, other: Estimate) -> Comparison:
@@ -145,8 +144,6 @@ class Estimate:
 
         Raises: `RequestError` where the two are of other data or quantities.
         """
-        from inference.evidence.comparison import compare
-
         return compare(self, other)
 
     @staticmethod
@@ -155,14 +152,10 @@ class Estimate:
 
         Raises: `RequestError` where they differ in what they are.
         """
-        from inference.evidence.saving import concatenate
-
         return concatenate(parts)
 
     def _repr_html_(self) -> str:
         """A table, and the paragraph."""
-        from inference.evidence.showing import as_html
-
         return as_html(self)
 
     def __repr__(self) -> str:

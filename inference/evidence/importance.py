@@ -63,7 +63,7 @@ class Importance(Estimator):
         notes: tuple[str, ...] = ()
         with request.tiled(self.num_samples, guide=self._guide(request)) as tiles:
             if self.proposal == "defensive":
-                scorer = Defensive(tiles.scorer, self.guide_share)
+                scorer = Defensive(tiles.scorer, self.guide_share, tiles.arguments)
                 tiles = dataclasses.replace(tiles, scorer=scorer)  # type: ignore[arg-type]
             with working("preparing log p(x)", request.progress):
                 weighing = Weighing(tiles, weights, request.engine)

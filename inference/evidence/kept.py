@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from inference.errors import CheckpointError
 from inference.files import sweep
-from inference.global_draws import GivenGlobals
 from inference.isolation import is_plain, modules_of
+from inference.pair import Data
 from inference.tensor_files import digest, read_tensors, write_tensors
+from inference.tiles import numbers_per_tile, tiled
 
 SECONDS = 15.0  # between two writes
 FORMAT = 1
@@ -51,9 +53,7 @@ class Kept:
                 f"{remedy}, or name another file"
             )
         for address, tensor in sorted(tensors.items()):
-            name, _, index = address.rpartition("/")
-            self._parts.setdefault(name, []).append(tensor)
-            assert int(index) == len(self._parts[name]) - 1
+            self._parts.setdefault(address.rpartition("/")[0], []).append(tensor)
 
     @property
     def num_parts(self) -> int:
@@ -119,6 +119,7 @@ class Within(Kept):
     """Parts of a part."""
 
     def __init__(self, kept: Kept, name: str):
+        super().__init__()
         self._kept, self._name = kept, name
 
     def get(self, name: str, device: torch.device | str = "cpu") -> list[Tensor] | None:
@@ -128,16 +129,29 @@ class Within(Kept):
         self._kept.put(f"{self._name}/{name}", tensors)
 
 
-def parameters_digest(*functions: Callable) -> str:
-    """A hash of the parameters and buffers of some Pyro functions, plain ones in the store too."""
+def pair_digest(model: Callable, guide: Callable, data: Data, **options: Any) -> str:
+    """A hash of what a pair computes.
+
+    Of all its parameters and buffers, plain ones in the store too; and of the log-weights that it
+    gives the first data with the same noise, in which everything else has a part: code, tensors
+    that it closes over, latents that were given.
+    """
     held = {
         f"{i} {name}": tensor
-        for i, module in enumerate(modules_of(*functions))
+        for i, module in enumerate(modules_of(model, guide))
         for name, tensor in module.state_dict().items()
+        if isinstance(tensor, Tensor)
     }
     plain = pyro.get_param_store()._params.items()
     held |= {f"store {name}": value for name, value in plain if is_plain(value)}
-    for i, function in enumerate(functions):
-        given = function.values if isinstance(function, GivenGlobals) else {}
-        held |= {f"{i} given {name}": value for name, value in given.items()}
-    return digest(held)
+    with tiled(model, guide, data, 2, seed=0, **options) as tiles:
+        held["log w"] = tiles.score(tiles.tile(0)).log_weight
+        return digest(held, f"{tiles.device} {numbers_per_tile(tiles.device)}")
+
+
+def version() -> str:
+    """Of this package, on which tiles and draws depend."""
+    try:
+        return metadata.version("pyro-vae")
+    except metadata.PackageNotFoundError:
+        return "unknown"

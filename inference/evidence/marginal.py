@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,14 +16,14 @@ from inference.evidence.enumerate import Enumerate
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
 from inference.evidence.importance import Importance
-from inference.evidence.kept import Kept, parameters_digest
+from inference.evidence.kept import Kept, pair_digest, version
 from inference.evidence.quadrature import Quadrature
 from inference.evidence.sandwich import Sandwich
 from inference.evidence.smc import SMC
 from inference.evidence.weighing import check_engine
 from inference.pair import Data, as_arguments
 from inference.requests import member
-from inference.tensor_files import data_digest
+from inference.tensor_files import data_digest, row_digests
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "importance": Importance,
@@ -72,20 +73,24 @@ def log_marginal(
     estimator = member("estimator", estimator, Estimator, ESTIMATORS)
     check_engine(engine)
     arguments = as_arguments(data)
-    digest = data_digest(arguments)
-    question = {
-        "estimator": estimator.model_dump(),
-        "data": digest,
-        "parameters": parameters_digest(model, guide),
-        "seed": seed,
-        "plate": plate,
-        "engine": engine,
-        "precision": precision,
-        "device": str(device),
-        "torch": torch.__version__,
-    }
+    question: dict[str, Any] = {}
+    if checkpoint is not None:
+        own: dict[str, Any] = {"plate": plate, "device": device, "precision": precision}
+        question = {
+            "estimator": estimator.model_dump(),
+            "data": data_digest(arguments),
+            "pair": pair_digest(model, guide, data, **own),
+            "seed": seed,
+            "plate": plate,
+            "engine": engine,
+            "precision": precision,
+            "version": f"{version()}, torch {torch.__version__}",
+        }
     with Kept(None if checkpoint is None else Path(checkpoint), question) as kept:
         request = Request(
             model, guide, data, seed, plate, engine, precision, device, progress, kept
         )
-        return replace(estimator.run(request), data_digest=digest)
+        found = estimator.run(request)
+    if found.data_digests is None:  # else it made its own data
+        found = replace(found, data_digests=row_digests(arguments))
+    return found

@@ -16,6 +16,7 @@ from torch.distributions import Independent, TransformedDistribution
 
 from inference.errors import PairError
 from inference.evidence.points import Points, axes_of, free_of
+from inference.isolation import own_randomness
 from inference.pair import Pair
 from inference.particles import Given, Scorer
 from inference.record import LogWeights
@@ -41,7 +42,7 @@ class Defensive:
     place; the guide's density must be known anywhere.
     """
 
-    def __init__(self, scorer: Scorer, share: float):
+    def __init__(self, scorer: Scorer, share: float, arguments: tuple[Tensor, ...]):
         self.scorer, self.share = scorer, share
         self.pair: Pair = scorer.pair
         if self.pair.enumerated:
@@ -52,6 +53,7 @@ class Defensive:
             )
         self.folded = scorer.folded
         self.prior = scorer.with_guide(prior_of(scorer.pair.model))
+        self._check_density(arguments)
 
     def __call__(
         self,
@@ -64,11 +66,7 @@ class Defensive:
         of_guide = self.scorer(arguments, num_particles, subset, check=check)
         of_prior = self.prior(arguments, num_particles, subset)
         points = points_of(of_guide, self.pair, folded=self.folded)
-        # As evenly in turn as the number allows: 0, 1, 0, 1 for a half.
-        count = math.floor(num_particles * (1 - self.share) + 1e-9)
-        turns = torch.arange(num_particles + 1, device=arguments[0].device) * count
-        turns = turns.div(num_particles, rounding_mode="floor")
-        from_prior = turns[1:] > turns[:-1]
+        from_prior, prior_share = self._turns(num_particles, arguments[0].device)
         u = torch.where(
             from_prior.reshape(-1, 1, 1),
             points.join(of_prior.latents, num_particles),
@@ -78,15 +76,54 @@ class Defensive:
         record = self.scorer.with_guide(given)(arguments, num_particles, subset)
         log_q: Tensor = sum(record.log_q.values())  # type: ignore[assignment]
         log_prior: Tensor = sum(record.log_p[n] for n in record.latents)  # type: ignore[assignment]
-        if count == 0:
-            return replace(record, log_q={"mixture": log_q})
-        if count == num_particles:
-            return replace(record, log_q={"mixture": log_prior})
         mixture = torch.logaddexp(
-            log_q + math.log(1 - count / num_particles),
-            log_prior + math.log(count / num_particles),
+            log_q + math.log(1 - prior_share), log_prior + math.log(prior_share)
         )
         return replace(record, log_q={"mixture": mixture})
+
+    def _turns(self, count: int, device: torch.device) -> tuple[Tensor, float]:
+        """Which of so many draws come from the prior, and what share that is."""
+        if count == 1:
+            return torch.rand(1, device=device) < 1 - self.share, 1 - self.share
+        # Of both at least one, as evenly in turn as the number allows: 0, 1, 0, 1 for a half.
+        of_prior = min(max(round(count * (1 - self.share)), 1), count - 1)
+        turns = torch.arange(count + 1, device=device) * of_prior
+        turns = turns.div(count, rounding_mode="floor")
+        return turns[1:] > turns[:-1], of_prior / count
+
+    def _check_density(self, arguments: tuple[Tensor, ...]) -> None:
+        """Refuse guides whose density is known at their own draws only."""
+        few = arguments if self.pair.whole else tuple(a[: self.pair.few] for a in arguments)
+        subset = None
+        if self.pair.subsampling == "own":
+            subset = torch.arange(self.pair.subsample_size, device=few[0].device)
+        problem = ""
+        with own_randomness(0):
+            drawn, prior = (each(few, 2, subset) for each in (self.scorer, self.prior))
+            if drawn.auxiliary:
+                problem = f"auxiliary site '{next(iter(drawn.auxiliary))}' of the guide"
+            else:
+                try:
+                    again = _rescored(self.scorer, drawn.latents, few, subset)
+                    _rescored(self.scorer, prior.latents, few, subset)
+                    if not torch.allclose(again, _total_log_q(drawn), rtol=1e-3, atol=1e-2):
+                        problem = "the guide's log q of one and the same draw changes"
+                except (NotImplementedError, KeyError) as error:  # a flow without an inverse
+                    problem = f"the guide has no inverse ({type(error).__name__})"
+        if problem:
+            raise PairError(
+                f"{problem}: its density is known at its own draws only, and a mixture scores it "
+                "at the prior's; use proposal 'guide' or 'prior'"
+            )
+
+
+def _rescored(scorer: Scorer, values: dict[str, Tensor], few, subset) -> Tensor:
+    """log q of given latents."""
+    return _total_log_q(scorer.with_guide(Given(values)(scorer.pair.guide))(few, 2, subset))
+
+
+def _total_log_q(record: LogWeights) -> Tensor:
+    return sum(record.log_q.values())  # type: ignore[return-value]
 
 
 def points_of(record: LogWeights, pair: Pair, *, folded: bool) -> Points:

@@ -28,8 +28,8 @@ from inference.evidence.space import GaussianStart, LatentSpace
 from inference.evidence.tempering import Tuned, Walk, schedule, seeded
 from inference.evidence.weighing import Weighing
 from inference.isolation import derived_seed
-from inference.pair import as_arguments
 from inference.progress import Progress, working
+from inference.tensor_files import row_digests
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -136,10 +136,16 @@ class Sandwich(Estimator):
             raise RequestError("sandwich: simulated data are weighed one by one; name their plate")
         request.check_precision(self.name)
         started = time.perf_counter()
-        given = as_arguments(request.data)
-        index = torch.arange(self.num_data) % len(given[0])
-        rows = tuple(a[index.to(a.device)] for a in given)
-        made = simulate(request.model, rows, derived_seed("simulated", request.seed))
+        with request.tiled(1) as tiles:
+            given = tiles.arguments
+            if tiles.pair.whole and self.num_data != len(given[0]):
+                raise RequestError(
+                    f"sandwich: the pair takes all of its {len(given[0])} data at once, and "
+                    f"num_data is {self.num_data}; give num_data={len(given[0])}"
+                )
+            index = torch.arange(self.num_data, device=given[0].device) % len(given[0])
+            rows = tuple(a[index] for a in given)
+            made = simulate(request.model, rows, derived_seed("simulated", request.seed))
         request = replace(request, data=made.arguments)
         by = _by_draws if isinstance(self.by, Importance) else _by_chains
         return SandwichEstimate(
@@ -150,6 +156,7 @@ class Sandwich(Estimator):
             seed=request.seed,
             seconds=time.perf_counter() - started,
             precision=request.precision,
+            data_digests=row_digests(made.arguments),
         )
 
 

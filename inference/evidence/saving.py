@@ -1,4 +1,4 @@
-"""Estimates in files, and several as one."""
+"""Results that are frozen dataclasses of tensors and scalars: in files, and several as one."""
 
 from __future__ import annotations
 
@@ -11,18 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.errors import CheckpointError, RequestError
-from inference.evidence.annealed import AnnealedEstimate
-from inference.evidence.auto import AutoEstimate
-from inference.evidence.estimate import Estimate
-from inference.evidence.sandwich import SandwichEstimate
-from inference.evidence.weighted import WeightedEstimate
-from inference.tensor_files import read_tensors, write_tensors
+from inference.errors import RequestError
+from inference.tensor_files import write_tensors
 
-KINDS = {
-    kind.__name__: kind
-    for kind in (Estimate, WeightedEstimate, AnnealedEstimate, SandwichEstimate, AutoEstimate)
-}
 FORMAT = 1
 # What parts of one whole may differ in, and what the whole then says.
 MAY_DIFFER: dict[str, Callable[[list], Any]] = {
@@ -33,37 +24,19 @@ MAY_DIFFER: dict[str, Callable[[list], Any]] = {
     "num_temperatures": max,
     "engine": lambda values: " and ".join(dict.fromkeys(values)),
     "engine_reason": lambda values: "; ".join(dict.fromkeys(values)),
-    "data_digest": lambda values: "+".join(values),
+    "num_chains": max,
     "notes": lambda values: tuple(dict.fromkeys(note for notes in values for note in notes)),
 }
 
 
-def save(estimate: Estimate, path: str | PathLike) -> None:
+def save(estimate: Any, path: str | PathLike) -> None:
     """Write an estimate to one safetensors file, atomically."""
     tensors, scalars = _split(estimate)
     meta = {"format": FORMAT, "kind": type(estimate).__name__, "scalars": scalars}
     write_tensors(Path(path), tensors, meta)
 
 
-def load_estimate(path: str | PathLike) -> Estimate:
-    """The estimate that `Estimate.save` wrote, equal in every number.
-
-    Raises: `CheckpointError` for a missing or damaged file, or one that holds something else.
-    """
-    remedy = "an estimate is written by Estimate.save"
-    tensors, meta = read_tensors(Path(path), remedy)
-    kind = KINDS.get(meta.get("kind", ""))
-    if kind is None or meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: holds no estimate that this version reads; {remedy}")
-    scalars = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["scalars"].items()}
-    try:
-        held: dict[str, Any] = {**tensors, **scalars}
-        return kind(**held)
-    except TypeError as error:
-        raise CheckpointError(f"{path}: damaged ({error}); {remedy}") from None
-
-
-def concatenate(parts: Sequence[Estimate]) -> Estimate:
+def concatenate(parts: Sequence[Any]) -> Any:
     """Estimates of several data sets as one of all of them, in this order."""
     if not parts:
         raise RequestError("concatenate: got no estimate; expected one or more")
@@ -75,6 +48,10 @@ def concatenate(parts: Sequence[Estimate]) -> Estimate:
         raise RequestError(
             "concatenate: each is one evidence of all of its data, and such do not add up; "
             "estimate log p of all data at once"
+        )
+    if hasattr(first, "given"):
+        raise RequestError(
+            "concatenate: estimates under global draws share these draws; estimate all data at once"
         )
     split = [_split(part) for part in parts]
     joined: dict[str, Any] = {}
@@ -93,7 +70,7 @@ def concatenate(parts: Sequence[Estimate]) -> Estimate:
     return replace(first, **changed)
 
 
-def _split(estimate: Estimate) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _split(estimate: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and the rest of an estimate's fields, but for those that are None."""
     held = {field.name: getattr(estimate, field.name) for field in fields(estimate)}
     tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}

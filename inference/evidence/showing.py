@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 from html import escape
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from inference.evidence.estimate import Estimate
+from typing import Any
 
 ROWS = {
     "log_px": "nats per datum",
@@ -21,7 +18,7 @@ ROWS = {
 }
 
 
-def as_html(estimate: Estimate) -> str:
+def as_html(estimate: Any) -> str:
     """A table of the numbers, and the paragraph that says how far to trust them."""
     summary = estimate.summary()
     rows = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -26,7 +26,8 @@ def simulate(model: Callable, arguments: tuple[Tensor, ...], seed: int) -> Simul
     """x ~ p(x), z ~ p(z|x): the model run without its data, which stand for their number only.
 
     Arguments that the model does not observe (covariates) are kept.
-    Raises: `PairError` where an observed site's value is none of the arguments.
+    Raises: `PairError` where an observed site's value is none of the arguments, or a distribution
+        looks at what is observed (a decoder that is fed with x).
     """
     with (
         own_store(share=True),
@@ -35,7 +36,28 @@ def simulate(model: Callable, arguments: tuple[Tensor, ...], seed: int) -> Simul
         validation(False),
     ):
         given = sample_sites(poutine.trace(model).get_trace(*arguments))
-        free = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*arguments))
+        trace = poutine.trace(poutine.uncondition(model)).get_trace(*arguments)
+        free = sample_sites(trace)
+        found = _in_place(arguments, given, free)
+        values = {name: site["value"] for name, site in free.items()}
+        run = poutine.condition(poutine.uncondition(model), data=values)
+        again = poutine.trace(run).get_trace(*found)
+        for each in (trace, again):
+            each.compute_log_prob(lambda name, site: name in values)
+        for name, site in sample_sites(again).items():
+            if not torch.allclose(site["log_prob"], free[name]["log_prob"], rtol=1e-3, atol=1e-3):
+                raise PairError(
+                    f"site '{name}': its distribution looks at the data that the model observes, "
+                    "so a run without them is no draw from the model: no data can be simulated"
+                )
+    latents = {n: s["value"] for n, s in free.items() if not given[n]["is_observed"]}
+    return Simulated(found, latents)
+
+
+def _in_place(
+    arguments: tuple[Tensor, ...], given: dict[str, Any], free: dict[str, Any]
+) -> tuple[Tensor, ...]:
+    """The arguments with what was drawn in the place of what is observed."""
     found = list(arguments)
     for name, site in given.items():
         if not site["is_observed"]:
@@ -44,8 +66,7 @@ def simulate(model: Callable, arguments: tuple[Tensor, ...], seed: int) -> Simul
         place = _place_of(name, value, arguments)
         new = free[name]["value"]
         found[place] = new.reshape(arguments[place].shape).to(arguments[place].dtype)
-    latents = {n: s["value"] for n, s in free.items() if not given[n]["is_observed"]}
-    return Simulated(tuple(found), latents)
+    return tuple(found)
 
 
 def _place_of(name: str, value: Tensor, arguments: tuple[Tensor, ...]) -> int:

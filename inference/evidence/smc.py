@@ -55,7 +55,9 @@ class SMC(AIS):
 
     def errors(self, found: Weighed) -> Errors:
         variance, degrees = moderated(found.variance, self.num_chains / RELATED)
-        calm = variance.sqrt() <= MAX_ERROR
+        variance = torch.maximum(variance, found.variance)  # as for AIS
+        calm = variance.sqrt() <= MAX_ERROR  # NaN is not
+        variance = variance.nan_to_num(1.0)  # that of one ancestor of all
         return Errors(variance.sqrt(), (self.num_chains * variance).sqrt(), degrees, calm)
 
     @property
@@ -138,7 +140,8 @@ def sequential(
     log_z = log_z + log_mean(log_w)
     weight = log_w.softmax(0)
     variance = relative_variance(weight, eve, resamplings)
-    variance = torch.where(variance > 0, variance, math.nan)  # too few ancestors to tell
+    # With too few ancestors to tell, the estimate of the variance may be negative.
+    variance = torch.where((variance > 0) | (resamplings == 0), variance.clamp_min(0), math.nan)
     ess = 1 / (variance + 1 / num_particles)
     spread = (num_particles * variance).sqrt()
     return Weighed(log_z, variance, ess, spread, acceptance, bound)

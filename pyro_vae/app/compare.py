@@ -273,7 +273,17 @@ def _refuse_repeats(runs: Sequence[Run]) -> None:
 
 
 def _refuse_other_data(runs: Sequence[Run], summaries: Sequence[dict[str, Any]]) -> None:
-    problems = []
+    problems = [
+        Problem(
+            (),
+            f"{run.path} was evaluated on data simulated from its own model; compare needs "
+            "log p(x) of the same data, e.g. by --estimator ais",
+        )
+        for run, summary in zip(runs, summaries, strict=True)
+        if "simulated" in summary["quantity"]
+    ]
+    if problems:
+        raise RunError(problems)
     for run, summary in zip(runs[1:], summaries[1:], strict=True):
         for key in SAME:
             mine, first = summary.get(key), summaries[0].get(key)

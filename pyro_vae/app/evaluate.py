@@ -72,7 +72,15 @@ def evaluate(
     dataset = run.spec.data.load()
     x = choose(observed(dataset, how.split), how.num_data).to(device)
     pair = vae.model, vae.guide
-    partial = run.partial_evaluation(weights, fingerprint(x), how.to_dict(), device)
+    # Before log p(x), whose parts are dropped once it is there.
+    beside = {
+        **_bound(inference.bound(*pair, x, seed=how.seed)),
+        **(_units(inference.active_units(*pair, x, seed=how.seed)) if len(x) > 1 else {}),
+        "warnings": _warnings(vae, dataset, how.split, _decoded(vae, x, how.seed)),
+    }
+    partial, dropped = run.partial_evaluation(weights, fingerprint(x), how.to_dict(), device)
+    if dropped:
+        say(f"{run.path}: drops the beginning of an evaluation with other settings")
     if partial.exists():
         say(f"{run.path}: goes on with an evaluation that was stopped")
     try:
@@ -100,10 +108,8 @@ def evaluate(
         "data_fingerprint": fingerprint(x),
         "weights_fingerprint": weights,
         "evaluate": how.to_dict(),
-        **_bound(inference.bound(*pair, x, seed=how.seed)),
-        **(_units(inference.active_units(*pair, x, seed=how.seed)) if len(x) > 1 else {}),
         **_bits(dataset, estimate),
-        "warnings": _warnings(vae, dataset, how.split, _decoded(vae, x, how.seed)),
+        **beside,
     }
     run.write_evaluation(estimate.arrays(), summary)
     return estimate, summary

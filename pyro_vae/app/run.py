@@ -215,15 +215,16 @@ class Run:
 
     # The evaluation ---------------------------------------------------------------------------
 
-    def partial_evaluation(self, *question: Any) -> Path:
-        """Where an evaluation of this question is kept until it is done; others' are removed."""
+    def partial_evaluation(self, *question: Any) -> tuple[Path, int]:
+        """Where an evaluation of this question is kept until it is done; how many others, which
+        are removed, there were."""
         text = json.dumps(question, sort_keys=True)
         mark = hashlib.sha256(text.encode()).hexdigest()[:16]
         path = self.path / f"{PARTIAL}{mark}.safetensors"
-        for other in self.path.glob(f"{PARTIAL}*.safetensors"):
-            if other != path:
-                other.unlink(missing_ok=True)
-        return path
+        others = [held for held in self.path.glob(f"{PARTIAL}*.safetensors") if held != path]
+        for other in others:
+            other.unlink(missing_ok=True)
+        return path, len(others)
 
     def write_evaluation(self, arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
         """Per-datum tensors and the summary, with marks by which they belong together."""
