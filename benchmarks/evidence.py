@@ -30,27 +30,33 @@ from pyro_vae.app.run import Run
 RESULT = machine.ROOT / "benchmarks" / "results" / "evidence.json"
 BEGIN, END = "<!-- evidence:begin -->", "<!-- evidence:end -->"
 NUM_DATA = 1_000
+LONG = 250  # data of rows that take long
 IN_FULL = "importance K=5000", "ais T=200"  # of the first run, on all test images, too
 CURVE = {"ais": (50, 100, 200, 500, 1_000), "importance": (100, 1_000, 5_000, 10_000, 100_000)}
 FEW = {"ais": (200,), "importance": (5_000,)}  # of the other runs
 
 
-def rows(first: bool, start: str) -> dict[str, inference.evidence.estimator.Estimator]:
-    """What is measured of a run, by name."""
+def rows(first: bool, start: str) -> dict[str, tuple[inference.evidence.estimator.Estimator, int]]:
+    """What is measured of a run, by name, and on how many data; 0 stands for the whole test set."""
     found: dict[str, Any] = {
-        "importance K=5000": inference.Importance(num_samples=5_000),
-        "ais T=200": inference.AIS(num_temperatures=200),
-        "ais T=100": inference.AIS(num_temperatures=100),
-        "smc T=50": inference.SMC(num_temperatures=50),
-        "auto": inference.Auto(),
-        "importance K=50000": inference.Importance(num_samples=50_000),
+        "importance K=5000": (inference.Importance(num_samples=5_000), NUM_DATA),
+        "ais T=200": (inference.AIS(num_temperatures=200), NUM_DATA),
     }
-    for size in (CURVE if first else FEW)["ais"]:
+    if first:
+        found |= {f"{name}, all": (found[name][0], 0) for name in IN_FULL}
+    held = CURVE if first else FEW
+    for size in held["ais"]:
         chains = inference.AIS(num_temperatures=size, start=start)  # type: ignore[arg-type]
-        found[f"sandwich T={size}"] = inference.Sandwich(num_data=NUM_DATA, by=chains)
-    for size in (CURVE if first else FEW)["importance"]:
+        count = NUM_DATA if size <= 200 else LONG
+        found[f"sandwich T={size}"] = inference.Sandwich(num_data=count, by=chains), count
+    for size in held["importance"]:
         draws = inference.Importance(num_samples=size)
-        found[f"sandwich K={size}"] = inference.Sandwich(num_data=NUM_DATA, by=draws)
+        count = NUM_DATA if size <= 10_000 else LONG
+        found[f"sandwich K={size}"] = inference.Sandwich(num_data=count, by=draws), count
+    found["smc T=50"] = inference.SMC(num_temperatures=50), NUM_DATA
+    found["ais T=100"] = inference.AIS(num_temperatures=100), NUM_DATA
+    found["auto"] = inference.Auto(), NUM_DATA
+    found["importance K=50000"] = inference.Importance(num_samples=50_000), NUM_DATA
     return found
 
 
@@ -72,15 +78,12 @@ def measure(folder: str, first: bool, result: dict[str, Any], path: Path, quick:
     if held["weights"] != run.weights_fingerprint():
         raise SystemExit(f"{folder}: other weights than those of {path}; remove that file")
     whole = observed(spec.data.load(), "test")
-    some = choose(whole, 20 if quick else NUM_DATA)
     # An inverse autoregressive guide is scored elsewhere one dimension at a time.
     start = "gaussian" if spec.model.guide.name == "iaf" else "guide"
-    wanted = [(name, estimator, some) for name, estimator in rows(first, start).items()]
-    if first and not quick:
-        wanted[2:2] = [(f"{name}, all", e, whole) for name, e, _ in wanted if name in IN_FULL]
-    for name, estimator, x in wanted:
+    for name, (estimator, count) in rows(first, start).items():
         if name in held["rows"]:
             continue
+        x = choose(whole, 20) if quick else choose(whole, count or None)
         if quick:
             estimator = smaller(estimator)
         print(f"{time.strftime('%H:%M:%S')} {run.path.name}: {name}", flush=True)
@@ -103,7 +106,7 @@ def measure(folder: str, first: bool, result: dict[str, Any], path: Path, quick:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"    {found}", flush=True)
     if "bound" not in held:
-        found = inference.bound(vae.model, vae.guide, some)
+        found = inference.bound(vae.model, vae.guide, choose(whole, 20 if quick else NUM_DATA))
         held["bound"] = found.elbo
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
@@ -135,7 +138,8 @@ def block(result: dict[str, Any], picture: str) -> str:
         f"cores, {result['threads']} threads, torch {torch.__version__.split('+')[0]}. Of a random "
         f'{NUM_DATA:,} MNIST test images, `engine="compiled"`; seconds are those of the whole '
         "call, compiling and pilot included. Gap: between lower and upper bound on "
-        f"{NUM_DATA:,} images simulated from the model. Nats per image."
+        f"{NUM_DATA:,} images simulated from the model ({LONG} where T or K is larger than 200 or "
+        "10,000; the picture's seconds are extrapolated there). Nats per image."
     ]
     for name, held in result["runs"].items():
         parts.append(tables.markdown(table(name, held)))
@@ -201,7 +205,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for name, letter, colour in (("ais", "T", "C0"), ("importance", "K", "C1")):
         found = [(n, held["rows"].get(f"sandwich {letter}={n}")) for n in CURVE[name]]
         kept = [(n, row) for n, row in found if row]
-        seconds = [row["seconds"] for _, row in kept]
+        seconds = [row["seconds"] * NUM_DATA / row["num_data"] for _, row in kept]
         gaps = [row["gap"] for _, row in kept]
         errors = [row["gap_std_error"] for _, row in kept]
         label = {"ais": "AIS, 16 chains, T temperatures", "importance": "importance, K samples"}

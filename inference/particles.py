@@ -69,6 +69,8 @@ class Scorer:
             together = record_of(pair, arguments, 3, subset)
         except Exception as error:  # whatever a foreign network raises on unknown dimensions
             failure = error
+        if failure is None and not pair.enumerated:
+            failure = _misplaced(together, pair)
         if failure is None and pair.enumerated:
             try:
                 if self._same_enumerated(together, arguments, subset):
@@ -88,8 +90,9 @@ class Scorer:
             reason = failure or "its log p differs from one particle at a time"
             raise PairError(
                 "the pair cannot take a leading dimension of particles, and one that runs on all "
-                "its data at once cannot repeat each datum instead; let its networks take "
-                f"[particles, batch, ...] ({str(reason).splitlines()[0]})"
+                "its data at once cannot repeat each datum instead; let its networks and its own "
+                "operations take [particles, batch, ...], e.g. (x * w).sum(-1) in the place of "
+                f"x @ w ({str(reason).splitlines()[0]})"
             )
         return False
 
@@ -132,6 +135,18 @@ class Scorer:
                     if not torch.allclose(theirs[name][0], score[k], rtol=1e-3, atol=1e-3):
                         return False
         return True
+
+
+def _misplaced(record: LogWeights, pair: Pair) -> Exception | None:
+    """What is wrong where a site's log-density has other dimensions than particles and data."""
+    most = 1 if pair.data_dim is None else 2
+    for name, score in {**record.log_q, **record.log_p}.items():
+        if score.dim() > most:
+            return PairError(
+                f"with particles site '{name}' has a log-density of shape {tuple(score.shape)}: "
+                "its distribution spreads them over another dimension than the leftmost"
+            )
+    return None
 
 
 class Given(Messenger):

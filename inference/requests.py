@@ -31,6 +31,10 @@ def member(name: str, value: Any, kind: type[Kind], family: Mapping[str, type[Ki
         return value
     if isinstance(value, str) and value in family:
         return family[value]()
+    if isinstance(value, type) and issubclass(value, kind):
+        raise RequestError(
+            f"{name}: got the class {value.__name__}; expected a value, e.g. {value.__name__}()"
+        )
     raise RequestError(f"{name}: {value!r} is unknown. Choices: {', '.join(family)}")
 
 

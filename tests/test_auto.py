@@ -55,7 +55,7 @@ def test_each_datum_goes_where_it_is_served():
     assert "30 data and ais with 16 chains of 150 temperatures for 30" in str(found)
     lower, upper = found.interval()
     assert bool((lower <= found.value).all() & (found.value <= upper).all())
-    with pytest.raises(ValueError, match=r"intervals of 0\.95"):
+    with pytest.raises(inference.RequestError, match=r"intervals of 0\.95"):
         found.interval(0.5)
 
 

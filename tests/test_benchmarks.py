@@ -300,6 +300,7 @@ def test_evidence_of_a_run_and_its_report(tmp_path):
     held = json.loads(result.read_text())["runs"]["a"]
     wanted = evidence.rows(first=True, start="guide")
     assert list(held["rows"]) == list(wanted)
+    assert all(row["num_data"] in (10, 20) for row in held["rows"].values())
     for name, row in held["rows"].items():
         assert ("gap" in row) == name.startswith("sandwich")
         assert row["seconds"] > 0

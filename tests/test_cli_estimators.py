@@ -98,7 +98,7 @@ def test_another_evaluation_drops_what_was_stopped(run, small_tiles, monkeypatch
         (["estimator.start=gaussian", "estimator.space=noise"], "take space 'latent'"),
         (["estimatr.num_chains=9"], "did you mean 'estimator'?"),
         (["num_temperatures"], "expected key=value"),
-        (["--samples", "100"], "num_samples"),
+        (["--samples", "100"], "--samples: is for importance and auto"),
     ],
 )
 def test_bad_values_are_refused(changes, part, run, capsys):
@@ -125,3 +125,26 @@ def test_what_was_done_is_in_the_summary(run):
     assert summary["num_samples"] == 4
     assert summary["num_temperatures"] == 4
     assert summary["evaluate"]["estimator"]["pilot_temperatures"] == 4
+
+
+def test_samples_of_auto_and_the_kind_of_a_sandwich(run):
+    chosen = [*command(run, "auto"), "--samples", "40"]
+    assert main(chosen) == 0
+    held = json.loads((run / "evaluation.json").read_text())["evaluate"]["estimator"]
+    assert held["importance"]["num_samples"] == 40
+    assert held["importance"]["name"] == "importance"
+    for kind in ("estimator.by=importance", "estimator.by.name=importance"):
+        settings = [kind, "estimator.by.num_samples=30", "estimator.num_data=20"]
+        chosen = ["evaluate", str(run), "--estimator", "sandwich", *settings, "--quiet"]
+        assert main(chosen) == 0
+        summary = json.loads((run / "evaluation.json").read_text())
+        assert summary["num_samples"] == 30
+        assert summary["evaluate"]["estimator"]["by"]["name"] == "importance"
+
+
+def test_sandwiches_are_not_compared(run, capsys):
+    other = shutil.copytree(trained_runs() / "vamp", run.parent / "vamp")
+    for each in (run, other):
+        assert main(command(each, "sandwich")) == 0
+    capsys.readouterr()
+    refused(["compare", run, other], capsys, "data simulated from its own model")

@@ -159,3 +159,20 @@ def test_an_evaluation_without_khat_is_refused(evaluated):
     save_file(arrays, path, {k: str(v) for k, v in marks.items()})
     with pytest.raises(pv.errors.RunError, match="damaged"):
         compare(evaluated)
+
+
+def test_probabilities_are_not_compared_with_densities(tmp_path):
+    import shutil
+
+    from cli_runs import trained_runs
+
+    from pyro_vae.errors import RunError
+
+    trained = trained_runs()
+    other = shutil.copytree(trained / "b", tmp_path / "gauss")
+    spec = (other / "spec.yaml").read_text()
+    before, name, after = spec.partition("name: bernoulli")
+    assert name
+    (other / "spec.yaml").write_text(f"{before}name: gaussian{after}")
+    with pytest.raises(RunError, match=r"densities, that of .* gives probabilities"):
+        compare([trained / "a", other])

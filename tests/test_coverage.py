@@ -204,6 +204,54 @@ def test_coverage_of_auto_and_of_its_twin():
     assert min(twins) < 0.8
 
 
+def funnel(y):
+    """m ~ N(0, 1), s ~ HalfNormal(1), e_i ~ N(m, s), y_i ~ N(e_i, 1/2): a guide that leaves out
+    small s, and log p(y) by an integral over s."""
+
+    def model(y):
+        with pyro.plate("data", len(y)):
+            m = pyro.sample("m", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            s = pyro.sample("s", dist.HalfNormal(torch.ones((), dtype=torch.float64)))
+            loc = m[..., None] + torch.zeros(4, dtype=torch.float64)
+            e = pyro.sample("e", dist.Normal(loc, s[..., None]).to_event(1))
+            pyro.sample("y", dist.Normal(e, 0.5).to_event(1), obs=y)
+
+    def guide(y):
+        mean = y.mean(-1)
+        with pyro.plate("data", len(y)):
+            pyro.sample("m", dist.Normal(0.8 * mean, 0.4))
+            pyro.sample("s", dist.LogNormal(y.std(-1).log().clamp_min(-0.7), 0.3))
+            pyro.sample("e", dist.Normal(0.8 * y + 0.15 * mean[:, None], 0.4).to_event(1))
+
+    s = torch.linspace(1e-4, 6, 4001, dtype=torch.float64)
+    eye, ones = torch.eye(4, dtype=torch.float64), torch.ones(4, 4, dtype=torch.float64)
+    covariance = (s.square() + 0.25)[:, None, None] * eye + ones
+    given = dist.MultivariateNormal(torch.zeros(4).double(), covariance).log_prob(y[:, None])
+    heights = given + dist.HalfNormal(torch.ones((), dtype=torch.float64)).log_prob(s)
+    return model, guide, heights.logsumexp(1) + torch.log(s[1] - s[0])
+
+
+@pytest.mark.slow
+def test_what_flags_do_not_see_and_the_sandwich_does():
+    """Chains that begin at a guide without the funnel's neck look calm, and are too low."""
+    torch.manual_seed(0)
+    m, s = torch.randn(400, 1).double(), torch.randn(400, 1).double().abs()
+    y = m + s * torch.randn(400, 4).double() + 0.5 * torch.randn(400, 4).double()
+    model, guide, truth = funnel(y)
+    own = {"seed": 3, "engine": "eager", "progress": False}
+    found = inference.log_marginal(model, guide, y, estimator=inference.AIS(), **own)
+    calm = ~found.flagged
+    assert float(calm.double().mean()) > 0.8
+    assert float(covers(found, truth)[calm].mean()) < 0.8
+    bounds = inference.log_marginal(
+        model, guide, y, estimator=inference.Sandwich(num_data=400), **own
+    )
+    assert bounds.gap > max(0.1, 3 * bounds.gap_std_error)
+    elsewhere = inference.AIS(start="prior", num_temperatures=400)
+    found = inference.log_marginal(model, guide, y, estimator=elsewhere, **own)
+    assert float(covers(found, truth)[~found.flagged].mean()) >= LOW
+
+
 def test_limits_are_those_of_the_documentation():
     assert annealed.MAX_SPREAD == 0.65
     assert (auto.GOOD_KHAT, auto.GOOD_SHARE) == (0.3, 0.1)

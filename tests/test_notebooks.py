@@ -9,6 +9,9 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parent.parent / "notebooks"
 SHORT = {
     "01_quickstart.ipynb": "epochs = 5\nnum_samples = 50\n",
+    "02_how_far_to_trust_log_px.ipynb": (
+        "epochs = 2\nnum_samples = 100\nnum_simulated = 10\nnum_data = 10\n"
+    ),
     "03_where_the_gap_comes_from.ipynb": (
         "epochs = 2\nnum_data = 10\nsimulated = 60\nnum_draws = 20\n"
     ),

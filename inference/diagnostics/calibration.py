@@ -130,6 +130,11 @@ class Calibration:
             named = ", ".join(f"{self.units[i]} {self.verdicts[i]}" for i in worst)
             more = f" and {self.num_failed - 5} more" if self.num_failed > 5 else ""
             said.append(f"The guide is, worst first: {named}{more}.")
+            if any("narrow" in verdict for verdict in self.verdicts):
+                said.append(
+                    "'Too narrow' is also what a centre looks like that is off by amounts that "
+                    "vary with x: inference.reference tells the two apart, for a few data."
+                )
         else:
             said.append(
                 "That shows no fault that so many data can show; dependence between units is not "
@@ -156,7 +161,8 @@ def calibration(
         z* ~ p(z),   x ~ p(x|z*),   z_1..L ~ q(z|x),   r_i = #{l : z_li < z*_i}
 
     Where q(z|x) = p(z|x) each unit's rank r_i is uniform on 0..L. True values below most draws (low
-    ranks): the guide is too high; at both ends: too narrow; in the middle: too wide. Equal values
+    ranks): the guide is too high; at both ends: too narrow, or off to either side by amounts that
+    vary with x; in the middle: too wide. Equal values
     (discrete latents) take places at random. Uniform ranks do not prove the guide right: a guide
     that draws from the prior and ignores x has them, too, and dependence between units is not seen.
 

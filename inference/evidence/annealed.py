@@ -96,6 +96,9 @@ class AnnealedEstimate(Estimate):
         if self.num_flagged:
             return [
                 f"For {self.num_flagged} data {self.flag}: their errors may be larger than "
-                "printed; raise num_temperatures."
+                "printed; raise num_temperatures, or begin elsewhere (start='prior')."
             ]
-        return ["No datum is flagged. A mode that no chain has met is not seen by this."]
+        return [
+            "No datum is flagged. A region that no chain has met is not seen by this: ask "
+            "estimator='sandwich'."
+        ]

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from inference.errors import PairError
+from inference.errors import PairError, RequestError
 from inference.evidence.ais import AIS
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
@@ -56,10 +56,10 @@ class AutoEstimate(Estimate):
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Both ends of each value's 0.95 interval, `[N]`, as the datum's estimator makes them.
 
-        Raises: `ValueError` for another level.
+        Raises: `RequestError` for another level.
         """
         if level != 0.95:
-            raise ValueError(
+            raise RequestError(
                 f"level: got {level}; estimator='auto' keeps intervals of 0.95 only; ask "
                 "importance or ais for another"
             )
@@ -80,11 +80,14 @@ class AutoEstimate(Estimate):
         }
 
     def _how(self) -> str:
-        return (
-            f"importance with {self.num_samples} samples for "
-            f"{self.num_data - self.num_by_chains} data and ais with {self.num_chains} chains of "
-            f"{self.num_temperatures} temperatures for {self.num_by_chains},"
-        )
+        draws = f"importance with {self.num_samples} samples"
+        chains = f"ais with {self.num_chains} chains of {self.num_temperatures} temperatures"
+        if self.num_by_chains == 0:
+            return draws
+        if self.num_by_chains == self.num_data:
+            return chains
+        kept = self.num_data - self.num_by_chains
+        return f"{draws} for {kept} data and {chains} for {self.num_by_chains},"
 
     def _errors(self) -> list[str]:
         at_least = "at least " if self.num_flagged else ""
@@ -99,7 +102,10 @@ class AutoEstimate(Estimate):
             return [
                 f"For {self.num_flagged} data {self.flag}: their errors may be larger than printed."
             ]
-        return ["No datum is flagged. A mode that neither guide nor chains meet is not seen."]
+        return [
+            "No datum is flagged. A region that neither guide nor chains meet is not seen: ask "
+            "estimator='sandwich'."
+        ]
 
 
 class Auto(Estimator):

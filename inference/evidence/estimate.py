@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from inference.errors import RequestError
 from inference.evidence.comparison import Comparison, compare
 from inference.evidence.saving import concatenate, save
 from inference.evidence.showing import as_html
@@ -100,8 +101,12 @@ class Estimate:
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Both ends of each value's interval, `[N]`: value -+ t std_error.
 
+        Raises: `RequestError` for a level that is no share.
+
         `level` is how often it is meant to cover log p(x) where nothing is flagged.
         """
+        if not isinstance(level, int | float) or not 0 < level < 1:
+            raise RequestError(f"level: got {level!r}; expected a share between 0 and 1, e.g. 0.95")
         from scipy.stats import t
 
         half = float(t.ppf(0.5 + level / 2, self.degrees)) * self.std_error
@@ -171,7 +176,8 @@ class Estimate:
                 f"{self._how()} each."
             ]
         said += self._errors()
-        if self.num_data > 1 and math.isfinite(self.test_std_error):
+        own = "simulated" in self.quantity  # each model has its own such data
+        if self.num_data > 1 and math.isfinite(self.test_std_error) and not own:
             said.append(
                 f"For new data from the same source the mean is uncertain by "
                 f"{self.test_std_error:.2g} (one standard error), whatever the samples; compare "

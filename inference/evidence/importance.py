@@ -92,6 +92,7 @@ class Importance(Estimator):
             num_samples=self.num_samples,
             bias_direction="low in expectation",
             khat_threshold=threshold,
+            proposal=self._words(),
             tile=(tiles.data_per_tile, tiles.samples_per_tile),
             seed=request.seed,
             seconds=time.perf_counter() - started,
@@ -100,6 +101,15 @@ class Importance(Estimator):
             precision=request.precision,
             notes=_rounding_note(worst) + notes,
         )
+
+    def _words(self) -> str:
+        """Where draws come from."""
+        return {
+            "guide": "the guide",
+            "prior": "the prior",
+            "defensive": f"guide ({self.guide_share:.0%}) and prior",
+            "widened": f"the guide, {self.width:g} times as wide",
+        }[self.proposal]
 
     def _guide(self, request: Request) -> Callable | None:
         if self.proposal == "prior":

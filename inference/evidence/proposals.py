@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal, Normal, StudentT
+from pyro.distributions import TransformedDistribution as PyroTransformed
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution
@@ -165,7 +166,8 @@ def _widened(name: str, fn, width: float):
             fn.loc, width * fn._unbroadcasted_cov_factor, width**2 * fn._unbroadcasted_cov_diag
         )
     if isinstance(fn, TransformedDistribution):
-        return type(fn)(_widened(name, fn.base_dist, width), fn.transforms)
+        # Not its own kind (LogNormal), which is made of other arguments.
+        return PyroTransformed(_widened(name, fn.base_dist, width), fn.transforms)
     raise PairError(
         f"site '{name}' of the guide draws from {type(fn).__name__}, which has no width to widen; "
         "use proposal='defensive'"

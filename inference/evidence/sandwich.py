@@ -31,6 +31,8 @@ from inference.isolation import derived_seed
 from inference.progress import Progress, working
 from inference.tensor_files import row_digests
 
+LARGE = 0.1  # nats, a gap that says something
+
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class SandwichEstimate(Estimate):
@@ -76,11 +78,20 @@ class SandwichEstimate(Estimate):
         )
 
     def _errors(self) -> list[str]:
-        return [
-            f"Between {self.mean:.3f} and {float(self.upper.mean()):.3f}: a gap of {self.gap:.2g} "
-            f"+- {self.gap_std_error:.1g} nats. It tells how well this sampler does on data like "
-            "the model's own, not on yours."
+        ends = f"lower bound {self.mean:.3f}, upper {float(self.upper.mean()):.3f}"
+        said = [
+            f"In expectation log p(x) lies between the {ends}: a gap of {self.gap:.2g} +- "
+            f"{self.gap_std_error:.1g} nats. It tells how well this sampler does on data like the "
+            "model's own, not on yours."
         ]
+        if self.gap > max(LARGE, 3 * self.gap_std_error):
+            said.append(
+                f"That is more than {LARGE} nats: at these settings the estimates are not to be "
+                "trusted. Take more temperatures or samples; a gap that stays is a region that "
+                "draws from the guide do not reach: begin at the prior (AIS(start='prior'), "
+                "Importance(proposal='defensive'))."
+            )
+        return said
 
 
 def _named(setting: Any) -> Any:

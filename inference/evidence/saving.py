@@ -38,6 +38,11 @@ def save(estimate: Any, path: str | PathLike) -> None:
 
 def concatenate(parts: Sequence[Any]) -> Any:
     """Estimates of several data sets as one of all of them, in this order."""
+    if not isinstance(parts, Sequence):
+        raise RequestError(
+            f"concatenate: got a {type(parts).__name__}; expected a list, "
+            "Estimate.concatenate([first, second])"
+        )
     if not parts:
         raise RequestError("concatenate: got no estimate; expected one or more")
     first = parts[0]

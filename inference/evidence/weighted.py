@@ -20,6 +20,7 @@ class WeightedEstimate(Estimate):
         ess: `[N]`, effective sample size of the weights.
         khat: `[N]`, Pareto tail index; -inf for constant weights, NaN where it is unknown.
         khat_threshold: above it the errors are not to be believed.
+        proposal: where draws come from, in words.
         half: `[N]`, what half of the samples would give: how much the value still rises.
         delta, jackknife, psis: `[N]`, alternatives by the same weights. They are no bounds, not
             even in expectation, and stand beside the value, never in its place: see
@@ -29,6 +30,7 @@ class WeightedEstimate(Estimate):
     ess: Tensor
     khat: Tensor
     khat_threshold: float
+    proposal: str = "the guide"
     half: Tensor | None = None
     delta: Tensor | None = None
     jackknife: Tensor | None = None
@@ -70,6 +72,7 @@ class WeightedEstimate(Estimate):
             **super().summary(),
             "khat_bad_share": self.khat_bad_share,
             "khat_threshold": self.khat_threshold,
+            "proposal": self.proposal,
             "khat_unknown": self.num_khat_unknown,
             "median_ess": self.median_ess,
             **{f"log_px_{name}": float(each.mean()) for name, each in self.alternatives.items()},
@@ -77,7 +80,7 @@ class WeightedEstimate(Estimate):
 
     def _how(self) -> str:
         samples = "1 sample" if self.num_samples == 1 else f"{self.num_samples} samples"
-        return f"{self.estimator} with {samples}"
+        return f"{self.estimator} with {samples} from {self.proposal}"
 
     def _errors(self) -> list[str]:
         at_least = "at least " if self.num_khat_bad else ""
@@ -117,11 +120,13 @@ class WeightedEstimate(Estimate):
         if self.num_khat_bad:
             said.append(
                 f"For {self.num_khat_bad} data the weights' Pareto k-hat exceeds "
-                f"{self.khat_threshold:.2f}: their errors may be much larger than printed."
+                f"{self.khat_threshold:.2f}: their errors may be much larger than printed; ask "
+                "estimator='auto' or 'ais'."
             )
         elif self.num_samples > 1 and not self.num_khat_unknown:
             said.append(
-                f"No k-hat exceeds {self.khat_threshold:.2f}, so the guide covers what it has seen."
+                f"No k-hat exceeds {self.khat_threshold:.2f}: the weights have no heavy tail, as "
+                "far as these draws have seen."
             )
         said += [
             f"k-hat is unknown for {count} data: {reason}."

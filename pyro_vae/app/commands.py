@@ -54,8 +54,7 @@ def train_command(args: Namespace) -> None:
 
 def evaluate_command(args: Namespace) -> None:
     run = Run.open(args.run)
-    if (run.path / "evaluation.json").exists():
-        say(f"{run.path}: replaces the evaluation that is there")
+    stood = (run.path / "evaluation.json").exists()
     estimate, summary = evaluate.evaluate(
         run,
         estimator=args.estimator,
@@ -69,7 +68,8 @@ def evaluate_command(args: Namespace) -> None:
         progress=not args.quiet,
     )
     evaluate.report(run, estimate, summary)
-    say(f"Written: {run.path / 'evaluation.json'}")
+    said = ", in the place of the one that was there" if stood else ""
+    say(f"Written: {run.path / 'evaluation.json'}{said}")
 
 
 def diagnose_command(args: Namespace) -> None:

@@ -188,6 +188,7 @@ def compare(folders: Sequence[str | PathLike]) -> list[Model]:
     """
     runs = [Run.open(folder) for folder in folders]
     _refuse_repeats(runs)
+    _refuse_other_measures(runs)
     evaluations = [run.evaluation() for run in runs]
     _refuse_other_data(runs, [summary for _, summary in evaluations])
     groups: list[list[int]] = []
@@ -272,6 +273,20 @@ def _refuse_repeats(runs: Sequence[Run]) -> None:
         seen.add(run.path.resolve())
 
 
+def _refuse_other_measures(runs: Sequence[Run]) -> None:
+    """A probability and a density have no common unit, be their data the same numbers."""
+    first = runs[0]
+    for run in runs[1:]:
+        ours, theirs = (each.spec.model.likelihood for each in (run, first))
+        if (ours.support == "binary") != (theirs.support == "binary"):
+            kinds = {True: "probabilities", False: "densities"}
+            raise RunError(
+                f"{run.path}: its {ours.name} likelihood gives the data "
+                f"{kinds[ours.support == 'binary']}, that of {first.path} ({theirs.name}) gives "
+                f"{kinds[theirs.support == 'binary']}; their log p(x) cannot be compared"
+            )
+
+
 def _refuse_other_data(runs: Sequence[Run], summaries: Sequence[dict[str, Any]]) -> None:
     problems = [
         Problem(
@@ -331,7 +346,7 @@ def report(models: Sequence[Model]) -> None:
     )
     show_table(
         "How they were estimated",
-        ("model", "by", ">k-hat too large", ">unknown"),
+        ("model", "by", ">flagged", ">unknown"),
         (
             (
                 model.name,

@@ -27,6 +27,13 @@ from pyro_vae.data.base import Dataset, fingerprint
 from pyro_vae.errors import RequestError, SpecError
 from pyro_vae.vae import VAE
 
+SETTINGS = {
+    "ais": "estimator.num_temperatures=200",
+    "smc": "estimator.num_chains=64",
+    "sandwich": "estimator.by.num_temperatures=200",
+    "quadrature": "estimator.tolerance=1e-5",
+    "enumerate": "estimator.most_values=1000",
+}
 DECODED = 500  # data whose decoder outputs are looked at
 
 
@@ -126,7 +133,16 @@ def chosen(
     if estimator is not None and estimator != held["name"]:
         held = {"name": estimator}
     if samples is not None:
-        held["num_samples"] = samples
+        if held["name"] == "auto":
+            part = {"name": "importance"} | dict(held.get("importance") or {})
+            held["importance"] = part | {"num_samples": samples}
+        elif held["name"] == "importance":
+            held["num_samples"] = samples
+        else:
+            raise RequestError(
+                f"--samples: is for importance and auto; '{held['name']}' takes its own settings, "
+                f"e.g. {SETTINGS.get(held['name'], 'see pyro-vae list estimators')}"
+            )
     fields = {**own.to_dict(), "estimator": held}
     fields |= {name: value for name, value in others.items() if value is not None}
     try:
@@ -143,7 +159,15 @@ def changed(spec: ExperimentSpec, how: EvaluateSpec, changes: Sequence[str]) -> 
                 f"'{change}': expected key=value, e.g. estimator.num_temperatures=200"
             )
     whole = {**spec.to_dict(), "evaluate": how.to_dict()}
-    return override(whole, [f"evaluate.{change}" for change in changes]).evaluate
+    return override(whole, [f"evaluate.{_whole(change)}" for change in changes]).evaluate
+
+
+def _whole(change: str) -> str:
+    """`estimator.by=importance` as the settings of that name: a sandwich's own choice of two."""
+    key, _, value = change.partition("=")
+    if key in ("estimator.by", "estimator.by.name") and not value.lstrip().startswith("{"):
+        return f"estimator.by={{name: {value}}}"
+    return change
 
 
 def choose(x: Tensor, num_data: int | None) -> Tensor:
@@ -233,12 +257,16 @@ def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -
         ("  reconstruction", _number(summary["reconstruction"], 3), "E_q[log p(x|z)]"),
     ]
     if "gap" in summary:
-        gap = f"+- {_number(summary['gap_std_error'])}; on simulated data, the rest on your own"
-        rows[:4] = [
+        gap = f"+- {_number(summary['gap_std_error'])}"
+        rows = [
             ("log p(x), at least", _number(summary["log_px"], 3), "nats per simulated datum"),
             ("  at most", _number(summary["upper"], 3), "in expectation"),
             ("  gap", _number(summary["gap"]), gap),
         ]
+        title = f"{run.path}: {summary['num_data']} data simulated from the model"
+        show_table(title, ("quantity", ">value", ""), rows)
+        say(f"How far to trust it: {estimate}")
+        return
     for site, value in summary["kl"].items():
         rows.append((f"  KL({site})", _number(value, 3), summary["kl_kind"][site]))
     if "active_units" in summary:
