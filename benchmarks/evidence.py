@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -31,6 +32,7 @@ RESULT = machine.ROOT / "benchmarks" / "results" / "evidence.json"
 BEGIN, END = "<!-- evidence:begin -->", "<!-- evidence:end -->"
 NUM_DATA = 1_000
 LONG = 250  # data of rows that take long
+LATER = "smc T=50", "ais T=100", "auto", "importance K=50000"  # after the others of all runs
 IN_FULL = "importance K=5000", "ais T=200"  # of the first run, on all test images, too
 CURVE = {"ais": (50, 100, 200, 500, 1_000), "importance": (100, 1_000, 5_000, 10_000, 100_000)}
 FEW = {"ais": (200,), "importance": (5_000,)}  # of the other runs
@@ -60,8 +62,10 @@ def rows(first: bool, start: str) -> dict[str, tuple[inference.evidence.estimato
     return found
 
 
-def measure(folder: str, first: bool, result: dict[str, Any], path: Path, quick: bool) -> None:
-    """Fill in what `result` lacks of a run, writing after each row."""
+def measure(
+    folder: str, first: bool, later: bool, result: dict[str, Any], path: Path, quick: bool
+) -> None:
+    """Fill in what `result` lacks of a run's rows, writing after each."""
     run = Run.open(folder)
     vae, spec = run.vae(), run.spec
     held = result["runs"].setdefault(
@@ -81,7 +85,7 @@ def measure(folder: str, first: bool, result: dict[str, Any], path: Path, quick:
     # An inverse autoregressive guide is scored elsewhere one dimension at a time.
     start = "gaussian" if spec.model.guide.name == "iaf" else "guide"
     for name, (estimator, count) in rows(first, start).items():
-        if name in held["rows"]:
+        if name in held["rows"] or (name in LATER) != later:
             continue
         x = choose(whole, 20) if quick else choose(whole, count or None)
         if quick:
@@ -141,9 +145,10 @@ def block(result: dict[str, Any], picture: str) -> str:
         f"{NUM_DATA:,} images simulated from the model ({LONG} where T or K is larger than 200 or "
         "10,000; the picture's seconds are extrapolated there). Nats per image."
     ]
+    parts = [wrapped(parts[0])]
     for name, held in result["runs"].items():
         parts.append(tables.markdown(table(name, held)))
-        parts.append(sentence(held))
+        parts.append(wrapped(sentence(held)))
     parts.append(f"![Gap between the bounds against time, by chains and by samples]({picture})")
     return "\n\n".join(parts)
 
@@ -159,7 +164,7 @@ def table(name: str, held: dict[str, Any]) -> tables.Table:
         if label.startswith("sandwich"):
             continue
         setting = label.removesuffix(", all").rpartition(" ")[2]
-        gap = held["rows"].get(f"sandwich {setting}")
+        gap = None if label.startswith("smc") else held["rows"].get(f"sandwich {setting}")
         several = {"PSIS": row.get("log_px_psis"), "jackknife": row.get("log_px_jackknife")}
         beside = ", ".join(f"{n} {v:.2f}" for n, v in several.items() if v is not None)
         body.append(
@@ -190,7 +195,16 @@ def sentence(held: dict[str, Any]) -> str:
     if all(pair):
         whole = pair[1]["seconds"] / pair[0]["seconds"]
         said += f" ({whole:.1f} times on all {pair[0]['num_data']:,})"
+    if held["guide"] == "iaf":
+        said += (
+            ". The gap is that of chains that begin at a Gaussian with the guide's moments; those of "
+            "the table move in the guide's noise, where the way back from a true latent is not known"
+        )
     return said + "."
+
+
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -245,8 +259,9 @@ def main(argv: list[str] | None = None) -> None:
         result |= {"date": time.strftime("%Y-%m-%d"), "threads": torch.get_num_threads()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", inference.EngineWarning)  # the row says which engine ran
-        for i, folder in enumerate(args.runs):
-            measure(folder, i == 0, result, args.result, args.quick)
+        for later in (False, True):
+            for i, folder in enumerate(args.runs):
+                measure(folder, i == 0, later, result, args.result, args.quick)
     if args.report:
         if not result["runs"]:
             raise SystemExit(f"--result: {args.result} is not there; name RUNs to measure")

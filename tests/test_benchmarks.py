@@ -311,5 +311,5 @@ def test_evidence_of_a_run_and_its_report(tmp_path):
     text = readme.read_text()
     assert text.startswith(f"Before\n{evidence.BEGIN}\n`python -m benchmarks.evidence`")
     assert text.endswith(f"{evidence.END}\nAfter\n")
-    assert "nats below AIS with 200 temperatures" in text
+    assert "nats below AIS with 200 temperatures" in " ".join(text.split())
     assert (tmp_path / "results" / "evidence.png").exists()

@@ -224,8 +224,8 @@ def test_what_cannot_be_known_is_said_and_why():
     joint = str(log_px(model, guide, x[:3], 1, plate=None))
     assert joint.startswith("joint log p(x) = ")
     assert "per datum" not in joint
-    assert "by importance with 1 sample." in joint
-    assert "with 1 sample each." in str(log_px(model, guide, x[:3], 1))
+    assert "by importance with 1 sample from the guide." in joint
+    assert "with 1 sample from the guide each." in str(log_px(model, guide, x[:3], 1))
 
 
 def test_more_samples_raise_the_expected_value():

@@ -1318,3 +1318,31 @@ def test_errors_inside_a_network_are_the_user_s_own():
 
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         log_px(simple, guide, torch.randn(9))
+
+
+def test_particles_that_end_in_another_dimension_are_refused():
+    """Legal alone, `(x * w.unsqueeze(-2)).sum(-1)` puts particles where the data should stand."""
+    x = torch.randn(40, 2)
+    y = x.sum(-1) + torch.randn(40)
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((x * w.unsqueeze(-2)).sum(-1), 1.0), obs=y)
+
+    def right(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((x * w).sum(-1), 1.0), obs=y)
+
+    def guide(x, y):
+        pyro.sample("w", dist.Normal(torch.ones(2), 0.15).to_event(1))
+
+    own = {"estimator": inference.Importance(num_samples=30), "progress": False, "plate": None}
+    with pytest.raises(
+        inference.PairError,
+        match=r"site 'y' has a log-density of shape.*\(x \* w\)|"
+        r"in the place of x @ w .*site 'y'",
+    ):
+        inference.log_marginal(model, guide, (x, y), **own)
+    assert inference.log_marginal(right, guide, (x, y), **own).value.shape == (1,)

@@ -186,3 +186,27 @@ def test_of_both_at_least_one(share, count, of_guide):
     record = defensive_record(pair, x, count, share)
     near = pair.q(x).log_prob(record.latents["z"]) > -100
     assert near.sum(0).tolist() == [of_guide] * 3
+
+
+def test_widened_transforms_keep_their_support():
+    """LogNormal is a transformed Gaussian with a constructor of its own."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.LogNormal(torch.tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.LogNormal(torch.tensor(-0.3), 0.5))
+
+    x = torch.tensor([0.5, 1.0, 2.0])
+    estimators = (
+        inference.Importance(proposal="widened", width=2.0, num_samples=20_000),
+        inference.Quadrature(),
+    )
+    found, truth = (
+        inference.log_marginal(model, guide, x, estimator=each, progress=False)
+        for each in estimators
+    )
+    assert agrees(found.value, truth.value, found.std_error, ceiling=0.05)
