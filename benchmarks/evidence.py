@@ -197,8 +197,8 @@ def sentence(held: dict[str, Any]) -> str:
         said += f" ({whole:.1f} times on all {pair[0]['num_data']:,})"
     if held["guide"] == "iaf":
         said += (
-            ". The gap is that of chains that begin at a Gaussian with the guide's moments; those of "
-            "the table move in the guide's noise, where the way back from a true latent is not known"
+            ". The gap is that of chains that begin at a Gaussian with the guide's moments; those "
+            "of the table move in the guide's noise, where the way back from a true latent is unknown"
         )
     return said + "."
 
