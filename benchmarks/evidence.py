@@ -198,7 +198,7 @@ def sentence(held: dict[str, Any]) -> str:
     if held["guide"] == "iaf":
         said += (
             ". The gap is that of chains that begin at a Gaussian with the guide's moments; those "
-            "of the table move in the guide's noise, where the way back from a true latent is unknown"
+            "of the table move in the guide's noise, where a true latent's noise is not known"
         )
     return said + "."
 
