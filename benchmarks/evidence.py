@@ -175,7 +175,7 @@ def table(name: str, held: dict[str, Any]) -> tables.Table:
                 beside,
                 f"{row['num_flagged'] / row['num_data']:.0%}",
                 f"{gap['gap']:.3f} +- {gap['gap_std_error']:.3f}" if gap else "",
-                f"{row['seconds']:.0f}",
+                f"{row['seconds']:.0f}" if "seconds" in row else "not measured",
             ]
         )
     columns = ["estimator", "log p(x)", "MC error", "beside it", "flagged", "gap", "seconds"]
