@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
-from scipy.special import ndtri
-from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -75,7 +72,9 @@ def _rhat(draws: Tensor) -> Tensor:
 
 def _normal_scores(draws: Tensor) -> Tensor:
     """Phi^-1 of the ranks among the draws of all chains."""
+    from scipy.stats import rankdata  # takes long to import, and few need it
+
     flat = draws.flatten(0, 1).flatten(1).numpy()
-    ranks = rankdata(flat, axis=0)
-    scores = np.asarray(ndtri((ranks - 0.375) / (len(flat) + 0.25)))
-    return torch.from_numpy(scores).reshape(draws.shape)
+    ranks = torch.from_numpy(rankdata(flat, axis=0))
+    scores = torch.special.ndtri((ranks - 0.375) / (len(flat) + 0.25))
+    return scores.reshape(draws.shape)
