@@ -10,6 +10,10 @@ class InferenceError(Exception):
 class RequestError(InferenceError, ValueError):
     """An argument was wrong: the message names it, its value, and what was expected."""
 
+    def __init__(self, message: str = ""):
+        # Pyro's trace adds the shapes of all sites to a ValueError that passes through it.
+        super().__init__(message.partition("Trace Shapes:")[0].rstrip())
+
 
 class PairError(RequestError):
     """Model and guide do not fit each other, or cannot answer the question that was asked."""

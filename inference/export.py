@@ -17,6 +17,7 @@ from inference.evidence.comparison import same_data
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Request
 from inference.evidence.marginal import log_marginal
+from inference.evidence.predictive import PredictiveEstimate
 from inference.evidence.smoothing import khat_threshold
 from inference.gathering import OF_PROPOSALS, Gathering, to_numpy
 from inference.isolation import derived_seed
@@ -36,8 +37,8 @@ GROUPS = {
     ),
     "importance_weights": (
         "log_weight: log p(x, z) - log q(z|x), nats, of the draws in group guide; ess, khat and "
-        "flagged (k-hat is too large or unknown) of all proposals that importance_resampled is "
-        "drawn from"
+        "flagged of all proposals that importance_resampled is drawn from. Flagged: k-hat is too "
+        "large or unknown; where it is unknown because weights are tied, ess is below a tenth"
     ),
     "log_likelihood_conditional": (
         "log p(x|z), nats, of the draws in group guide. Each datum has latents of its own, so "
@@ -50,6 +51,8 @@ GROUPS = {
     "constant_data": "arguments of the model that no site observes",
     "log_px": "log p(x) with the latents integrated out, nats",
 }
+
+GIVEN = "log_px.given"  # the one array of an estimate that has a number for each global draw too
 
 
 def to_arviz(
@@ -80,7 +83,7 @@ def to_arviz(
     | `guide_predictive` | x ~ p(x|z) of the guide's draws |
     | `prior`, `prior_predictive` | z ~ p(z), x ~ p(x|z) |
     | `observed_data`, `constant_data` | observed values; covariates |
-    | `log_px` | per-datum arrays of an `Estimate`: `(data)`; its summary in `attrs` |
+    | `log_px` | arrays of an `Estimate`: `(data)`, or `(data, global_draw)`; summary in `attrs` |
 
     No group is called `posterior`: whether draws deserve the name is for `importance_weights` to
     say. So name the group, `az.summary(idata, group="guide")`; ArviZ 0.2x would take `prior`
@@ -126,6 +129,8 @@ def to_arviz(
         gathering = Gathering(tiles, num_proposals, wanted)
         covariates = dict(zip(_argument_names(model, gathering), given, strict=True))
         axes = _axes(gathering, covariates, dims or {})
+        if isinstance(log_px, PredictiveEstimate) and "log_px" in wanted:
+            axes[GIVEN] = Axes((*axes[""].dims, "global_draw"), tuple(log_px.given.shape))
         labels = coordinates(axes, coords or {})
         _check_size(gathering, max_gib)
         with Progress("draws", gathering.num_tiles, progress, unit="tiles") as bar:
@@ -142,10 +147,9 @@ def to_arviz(
         attrs[group] = {"num_proposals": num_proposals}
     attrs["importance_weights"]["khat_threshold"] = khat_threshold(num_proposals)
     if log_px is not None and "log_px" in wanted:
-        rows = axes[""].dims
         variables["log_px"] = {
-            name: (rows, value.cpu().numpy() if rows else value.cpu().numpy()[0])
-            for name, value in log_px.arrays().items()
+            name: _of_estimate(tensor, axes[GIVEN if name == "given" else ""].dims)
+            for name, tensor in log_px.arrays().items()
         }
         attrs["log_px"] = _plain(log_px)
     labels |= {"chain": np.arange(1), "draw": np.arange(num_samples)}
@@ -243,6 +247,12 @@ def _named(gathering: Gathering, group: str, axes: Mapping[str, Axes]) -> dict[s
             array = array[:, 0] if draws else array[0]
         found[name] = ((*SAMPLE_DIMS, *dims), array[None]) if draws else (dims, array)
     return found
+
+
+def _of_estimate(tensor: Tensor, dims: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Dimensions and array of what an estimate holds; all data are one where there are none."""
+    array = tensor.cpu().numpy()
+    return dims, array if dims else array[0]
 
 
 def _constant(gathering: Gathering, covariates: Mapping, axes: Mapping[str, Axes]) -> dict:

@@ -29,6 +29,8 @@ from inference.schedules import SCHEDULES, Constant, Schedule
 from inference.tensor_files import data_digest
 from inference.training import State, Training
 
+BATCH_SIZE = 128  # unless told otherwise
+
 
 @dataclass(frozen=True, repr=False)
 class FitResult:
@@ -61,7 +63,7 @@ def fit(
     validation: Data | None = None,
     objective: ELBO | str = ELBO(),  # noqa: B008  (a frozen value)
     epochs: int = 50,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     optimizer: str = "adam",
     learning_rate: float = 1e-3,
     optimizer_options: Mapping[str, Any] | None = None,
@@ -91,6 +93,7 @@ def fit(
             validation bound is over all validation data, whatever part of the training data a
             step takes.
         objective: an `ELBO`, or its name.
+        batch_size: data of a step; None takes 128, or all where they are fewer.
         optimizer, learning_rate, optimizer_options: any torch optimizer by name.
         schedule: multiplies the learning rate (`Constant`, `Cosine`, `Exponential`, `Step`), or
             the name of one.
@@ -130,6 +133,8 @@ def fit(
     held_out = None if validation is None else as_arguments(validation, "validation")
     objective = member("objective", objective, ELBO, OBJECTIVES)
     schedule = member("schedule", schedule, Schedule, SCHEDULES)
+    if batch_size is None:
+        batch_size = min(BATCH_SIZE, len(arguments[0]))
     _check_request(locals())
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

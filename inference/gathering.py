@@ -15,7 +15,6 @@ from torch import Tensor
 from inference.errors import NonFiniteError
 from inference.evidence import streaming
 from inference.evidence.importance import MANY_ULP
-from inference.evidence.smoothing import khat_threshold
 from inference.isolation import derived_seed, seed_all
 from inference.labels import SiteNotes, arranged, observed
 from inference.marks import Unmarked
@@ -150,8 +149,7 @@ class Gathering:
         for name, value in resampled.values.items():
             self._put("importance_resampled", name, value, first)
         if weights is not None and "importance_weights" in self.arrays:
-            found = streaming.finish(weights)
-            found["flagged"] = ~(found["khat"] <= khat_threshold(tiles.num_samples))
+            found = streaming.judged(weights)
             for name in BY_DATUM:
                 self._fill("importance_weights", name, found[name], first)
 

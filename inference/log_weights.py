@@ -13,6 +13,7 @@ from inference.marks import Unmarked
 from inference.pair import Pair, as_arguments, examine
 from inference.particles import Scorer, every_row
 from inference.record import LogWeights
+from inference.rows import check_rows
 
 
 def log_weights(
@@ -32,12 +33,14 @@ def log_weights(
         num_particles: K.
         plate: name of the data plate, or None for one joint weight per particle.
     Returns: a `LogWeights` record; it carries gradients unless under `torch.no_grad()`.
-    Raises: `PairError` if the pair's sites, shapes, supports or plates do not fit.
+    Raises: `PairError` if the pair's sites, shapes, supports, masks or plates do not fit, or if the
+        log-density of a datum changes with the data beside it.
     """
     arguments = as_arguments(arguments)
     with own_store(share=True):
         with modes(modules_of(model, guide), training=False):  # a look leaves no statistics
             pair = evidence_pair(examine(model, guide, arguments, plate))
+            check_rows(pair, arguments, split=False)
             scorer = Scorer(pair, arguments)
         subset = None
         if pair.subsampling == "own":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,12 +15,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
 
 from inference.errors import NonFiniteError, PairError, RequestError
 from inference.isolation import own_randomness, own_store, validation
 from inference.marks import check_marked, is_marked
-from inference.supports import check_support, is_point, narrow_sites, repeating_sites
+from inference.refusals import names_of, refusals_of
+from inference.supports import check_support
 
 Data = Tensor | tuple[Tensor, ...]
 
@@ -259,12 +258,7 @@ def look_at(
         enumerated=enumerated,
         scaled_sites=tuple(name for name, site in in_model.items() if _user_scaled(site))
         + tuple(name for name, site in in_guide.items() if _user_scaled(site)),
-        refusals=(
-            *_partial_plates(every, plate),
-            *_point_sites(in_model, in_guide),
-            *narrow_sites(in_model, in_guide),
-            *repeating_sites(in_model, in_guide),
-        ),
+        refusals=refusals_of(in_model, in_guide, plate, nesting),
         drawn=tuple(name for name in enumerated if name in in_guide),
     )
 
@@ -274,65 +268,6 @@ def _check_params() -> None:
     for name, value in pyro.get_param_store().named_parameters():
         if not bool(torch.isfinite(value).all()):
             raise NonFiniteError(f"parameter '{name}' holds NaN or infinite values")
-
-
-def _partial_plates(sites, plate: str | None) -> list[str]:
-    """Plates, other than the data's, that hand out a part of what they stand for."""
-    held = {f.name: f for site in sites for f in site["cond_indep_stack"] if f.name != plate}
-    return [
-        f"plate '{name}' subsamples {f.size} of {f.full_size}, and evidence of a part is not that "
-        f"of the whole; use it whole for this call, or name it with plate='{name}' if it holds "
-        "the data"
-        for name, f in held.items()
-        if f.full_size and f.size != f.full_size
-    ]
-
-
-def _point_sites(in_model, in_guide) -> list[str]:
-    """Points of the guide without a density, and auxiliary sites that give theirs to no point.
-
-    With equally many free numbers a point's value can be a one-to-one function of auxiliary draws:
-    q(z) = q(a) |da/dz|, where the point's log_density holds the Jacobian. With fewer it is none,
-    and with more q(z) is an integral over what is left.
-    """
-    free = {n: s for n, s in in_guide.items() if not s["is_observed"]}
-    auxiliary = {n: s for n, s in free.items() if n not in in_model}
-    dense = {n: s for n, s in auxiliary.items() if not is_point(s["fn"])}
-    points = {n: s for n, s in free.items() if n in in_model and is_point(s["fn"])}
-    given = sum(math.prod(_full_shape(s)) for s in dense.values())
-    wanted = sum(_num_free(s, in_model[n]) for n, s in points.items())
-    found = [n for n in auxiliary if n not in dense]
-    if given < wanted:
-        found += points
-    few = ""
-    if dense:
-        few = f" (auxiliary sites {_names(dense)} hold {given} of the {wanted} numbers in points)"
-    refusals = [
-        f"site '{name}': the guide is a point (Delta), so its weights are no evidence; use a guide "
-        f"with a density{few}"
-        for name in found
-    ]
-    if given > wanted:
-        others = [n for n in free if n in in_model and n not in points] or list(points)
-        a, z = _names(dense), _names(others)
-        refusals.append(
-            f"auxiliary site '{a}' of the guide: the density of {z} needs the integral of "
-            f"q({z}|{a}) q({a}) over {a}; make {a} a latent of the model, too, or {z} a one-to-one "
-            "function of it (a Delta with its log_density)"
-        )
-    return refusals
-
-
-def _num_free(site, in_model) -> int:
-    """Numbers that a site's value is made of: one less than its length for a simplex."""
-    shape = torch.Size(_full_shape(site))
-    with contextlib.suppress(NotImplementedError):  # e.g. a discrete support
-        shape = biject_to(in_model["fn"].support).inverse_shape(shape)
-    return math.prod(shape)
-
-
-def _full_shape(site) -> tuple[int, ...]:
-    return sum(_shape(site), ())
 
 
 def _user_scaled(site) -> bool:
@@ -357,7 +292,7 @@ def _check_sites(model_trace, guide_trace, plate: str | None) -> None:
         if name not in in_model:
             raise PairError(
                 f"site '{name}' is sampled by the guide but not by the model (its latents: "
-                f"{_names(latents)}); rename one, or mark it infer={{'is_auxiliary': True}}"
+                f"{names_of(latents)}); rename one, or mark it infer={{'is_auxiliary': True}}"
             )
         if name not in latents:
             raise PairError(f"site '{name}' is sampled by the guide but observed by the model")
@@ -367,12 +302,8 @@ def _check_sites(model_trace, guide_trace, plate: str | None) -> None:
         if name not in in_guide and not is_marked(site):
             raise PairError(
                 f"site '{name}' is latent in the model but missing from the guide (its sites: "
-                f"{_names(in_guide)}); sample it in both under one name"
+                f"{names_of(in_guide)}); sample it in both under one name"
             )
-
-
-def _names(sites) -> str:
-    return ", ".join(sites) or "none"
 
 
 def _check_shapes(name: str, q, p, plate: str | None) -> None:
@@ -381,8 +312,8 @@ def _check_shapes(name: str, q, p, plate: str | None) -> None:
     p_plates = {f.name for f in p["cond_indep_stack"]}
     if q_shape == p_shape and (plate in q_plates) != (plate in p_plates):
         raise PairError(
-            f"site '{name}': its plates are {_names(sorted(q_plates))} in the guide and "
-            f"{_names(sorted(p_plates))} in the model; plate '{plate}' must hold it in both"
+            f"site '{name}': its plates are {names_of(sorted(q_plates))} in the guide and "
+            f"{names_of(sorted(p_plates))} in the model; plate '{plate}' must hold it in both"
         )
     if q_shape != p_shape:
         plates = sorted(p_plates ^ q_plates)

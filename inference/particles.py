@@ -17,6 +17,7 @@ from torch import Tensor
 from inference.enumeration import without_enumerated
 from inference.errors import PairError
 from inference.isolation import own_randomness, validation
+from inference.masks import check_masks, check_unneeded
 from inference.pair import GivenSubsample, Pair, sample_sites
 from inference.record import LogWeights, from_traces, score_of, stacked
 from inference.supports import is_point
@@ -187,6 +188,31 @@ def _run(
     check: bool = False,
 ) -> LogWeights:
     """One run of guide and model, in a particle plate unless `num_particles` is None."""
+    guide, model = _programs(pair, subset, num_particles)
+    guide_trace = poutine.trace(guide).get_trace(*arguments)
+    replayed = poutine.replay(model, trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(*arguments)
+    if check:
+        check_observed(model_trace)
+        in_model, in_guide = sample_sites(model_trace), sample_sites(guide_trace)
+        masked = check_masks(in_model, in_guide, pair.enumerated, pair.data_dim)
+        if masked:
+            guide, model = _programs(pair, subset)
+            check_unneeded(model, guide, arguments, masked)
+
+    def reduce(site, latent):
+        return score_of(site, pair, particles=num_particles is not None, latent=latent)
+
+    record = from_traces(model_trace, guide_trace, reduce)
+    if not pair.enumerated:
+        return record
+    return without_enumerated(record, model_trace, guide_trace, pair, num_particles is not None)
+
+
+def _programs(
+    pair: Pair, subset: Tensor | None, num_particles: int | None = None
+) -> tuple[Callable, Callable]:
+    """Guide and model, ready to run."""
 
     def prepared(fn):
         fn = _with_subset(fn, pair, subset)
@@ -204,19 +230,7 @@ def _run(
         first = -1 - pair.max_plate_nesting - (num_particles is not None)
         # The model's dimensions come after, to the left of, the guide's.
         guide, model = EnumMessenger(first)(guide), EnumMessenger()(model)
-    guide_trace = poutine.trace(guide).get_trace(*arguments)
-    replayed = poutine.replay(model, trace=guide_trace)
-    model_trace = poutine.trace(replayed).get_trace(*arguments)
-    if check:
-        check_observed(model_trace)
-
-    def reduce(site, latent):
-        return score_of(site, pair, particles=num_particles is not None, latent=latent)
-
-    record = from_traces(model_trace, guide_trace, reduce)
-    if not pair.enumerated:
-        return record
-    return without_enumerated(record, model_trace, guide_trace, pair, num_particles is not None)
+    return guide, model
 
 
 def _folded(

@@ -36,7 +36,10 @@ def read_tensors(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, 
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata[DIGEST] != digest(tensors, metadata[TEXT]):
             raise ValueError("its content does not match its digest")
-        return tensors, json.loads(metadata[TEXT])
+        meta = json.loads(metadata[TEXT])
+        if not isinstance(meta, dict):
+            raise TypeError(f"its metadata are a {type(meta).__name__}; expected a mapping")
+        return tensors, meta
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; {remedy}") from None
     except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:

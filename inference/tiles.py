@@ -25,6 +25,7 @@ from inference.particles import Scorer
 from inference.precision import arithmetic, cast, check_precision, in_dtype, products, switches
 from inference.record import LogWeights
 from inference.requests import device_of, usable_device, whole_number
+from inference.rows import check_rows
 
 # Numbers in the largest site of one tile: 2^21 float32 stay in a processor's last cache level,
 # where its next operation finds them, and outweigh what a tile costs by itself; a GPU wants more.
@@ -190,5 +191,6 @@ def tiled(
         samples = num_samples if whole_rows else even_share(num_samples, max(1, rows // at_once))
         if data_per_tile is None:
             data_per_tile = even_share(len(arguments[0]), max(1, rows // samples))
+        check_rows(pair, arguments, split=data_per_tile < len(arguments[0]))
         scorer = Scorer(pair, arguments)
         yield Tiles(pair, scorer, arguments, num_samples, data_per_tile, samples, seed, precision)

@@ -257,6 +257,9 @@ def test_a_guide_that_is_known_at_its_own_draws_only():
         found = inference.log_marginal(pair.model, guide, x, estimator=estimator, progress=False)
         ratio = (found.value - truth).exp()
         assert agrees(ratio.mean(), 1.0, ratio.std() / math.sqrt(len(x)), ceiling=0.02)
+    for estimator in (inference.AIS(space="latent"), inference.Sandwich(num_data=30)):
+        with pytest.raises(inference.PairError, match=r"no inverse .*use start='gaussian'"):
+            inference.log_marginal(pair.model, guide, x, estimator=estimator, progress=False)
 
 
 def test_an_exact_guide_has_no_error():

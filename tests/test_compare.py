@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -61,6 +62,8 @@ def test_unlike_estimators_settle_nothing():
     assert "evaluate both alike" in words
     mixed = shifted("mixed", 0.0, ways=(WAY, "importance, K=2"))
     assert "nothing is settled" in Difference(mixed, shifted("many", 5.0)).words
+    alike = shifted("alike", 9.0, ways=("importance, K=2", WAY))
+    assert "settled. Not all seeds were estimated alike" in Difference(mixed, alike).words
 
 
 @pytest.mark.parametrize("shift", [5.0, 50.0])
@@ -70,7 +73,8 @@ def test_a_difference_below_what_bad_khat_may_hide_is_not_settled(shift):
     words = Difference(poor, shifted("good", shift)).words
     assert (
         "nothing is settled. The estimates of 'poor' are not to be trusted: k-hat is too large for "
-        "87.0% of the data; the difference may be that of the guides, not of the models."
+        "87.0% of the data; the difference may be that of the guides, not of the models; evaluate "
+        "with --estimator auto."
     ) in words
     assert "paired standard errors" not in words
     assert "'good' are not" not in words
@@ -151,6 +155,12 @@ def test_the_report_says_how_runs_were_estimated(evaluated, capsys):
     assert "nothing is settled" in out
 
 
+def test_a_copy_is_no_other_seed(evaluated, tmp_path):
+    copy = shutil.copytree(evaluated[0], tmp_path / "copy")
+    with pytest.raises(pv.errors.RunError, match=r"copy: holds the same weights as .*a, which"):
+        compare([*evaluated, copy])
+
+
 def test_an_evaluation_without_khat_is_refused(evaluated):
     path = evaluated[0] / "evaluation.safetensors"
     arrays = load_file(path)
@@ -161,9 +171,18 @@ def test_an_evaluation_without_khat_is_refused(evaluated):
         compare(evaluated)
 
 
-def test_probabilities_are_not_compared_with_densities(tmp_path):
-    import shutil
+def test_bounds_on_simulated_data_are_refused(evaluated):
+    """As earlier versions wrote them in the place of the evaluation."""
+    for folder in evaluated:
+        run = Run.open(folder)
+        arrays, summary = run.evaluation()
+        told = {"quantity": "log p(x) of data simulated from the model"}
+        run.write_evaluation(arrays, summary | told)
+    with pytest.raises(pv.errors.RunError, match="data simulated from its own model"):
+        compare(evaluated)
 
+
+def test_probabilities_are_not_compared_with_densities(tmp_path):
     from cli_runs import trained_runs
 
     from pyro_vae.errors import RunError

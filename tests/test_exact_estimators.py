@@ -243,3 +243,59 @@ def test_quadrature_sees_a_mode_that_the_guide_misses():
     )
     one = dist.Normal(0.0, 0.5 * 65**0.5).log_prob(x)  # of 4 z + noise, twice but for z ~ 0
     assert torch.allclose(found.value, one + math.log(2), atol=1e-6)
+
+
+def test_supports_that_end_at_a_count_of_each_datum_s_own():
+    """The first data have small counts, and the likelihood is no number beyond a datum's own."""
+
+    def model(n, x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Binomial(n, 0.3 * torch.ones(len(x))))
+            c = pyro.sample("c", dist.BetaBinomial(2.0, 1.0, n))
+            pyro.sample("x", dist.Normal((n - k).sqrt() + (n - c).sqrt(), 1.0), obs=x)
+
+    def guide(n, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Binomial(n, 0.5 * torch.ones(len(x))))
+            pyro.sample("c", dist.BetaBinomial(torch.ones(len(x)), 1.0, n))
+
+    n = torch.tensor([3.0] * 5 + [8.0, 2.0, 8.0, 5.0, 0.0])
+    x = torch.linspace(-1.0, 4.0, 10)
+    truth = []
+    for count, value in zip(n, x, strict=True):
+        k = torch.arange(int(count) + 1.0)
+        p = dist.Binomial(count, 0.3).log_prob(k).unsqueeze(1)
+        p = p + dist.BetaBinomial(2.0, 1.0, count).log_prob(k)
+        left = (count - k).sqrt()
+        p = p + dist.Normal(left.unsqueeze(1) + left, 1.0).log_prob(value)
+        truth.append(p.flatten().logsumexp(0).double())
+    found = log_px(model, guide, (n, x), "enumerate")
+    assert torch.allclose(found.value, torch.stack(truth), atol=1e-5, rtol=0)
+    assert found.num_samples == 81
+    # Where all counts are the same nothing has changed.
+    same = log_px(model, guide, (n[:5], x[:5]), "enumerate")
+    assert torch.allclose(same.value, torch.stack(truth)[:5], atol=1e-5, rtol=0)
+    assert same.num_samples == 16
+
+
+def thinned(p, least):
+    """Of k things, up to `least` + 3 k others: a count that depends on another latent."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Binomial(4, p * torch.ones(len(x))))
+            j = pyro.sample("j", dist.Binomial(least + 3 * k, 0.01))
+            pyro.sample("x", dist.Normal(j, 1.0), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize(("p", "said"), [
+    (0.5, r"site 'j' .* total_count that depends on other latents.*use estimator='importance'"),
+    (1e-7, r"site 'j' takes 33 values .*, and 21 for others; use estimator='importance'"),
+])  # fmt: skip
+def test_counts_that_depend_on_other_latents_are_refused(p, said):
+    """Seen in draws, or at the values that are summed over."""
+    model = thinned(p, 20)
+    with pytest.raises(inference.PairError, match=said):
+        log_px(model, model, torch.zeros(10), "enumerate")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 
 import numpy as np
 import pyro
@@ -193,6 +194,57 @@ def test_log_px_by_another_estimator():
     assert torch.allclose(torch.from_numpy(idata["log_px"]["value"].values), pair.log_px(x))
 
 
+def global_weight():
+    """y = w x + z + noise; guides of w and z, data, and the pair at one w."""
+
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(w * x + z, 1.0), obs=y)
+
+    def guide(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 0.2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * (y - w * x), 0.8))
+
+    x = torch.linspace(-2, 2, 6)
+    pair = inference.given_globals(model, guide, {"w": torch.ones(())})
+    return model, guide, (x, x.flip(0)), pair
+
+
+def test_log_px_under_draws_of_global_latents(arviz, tmp_path):
+    """log p(x | w_s) of each datum and each draw."""
+    model, guide, data, pair = global_weight()
+    found = inference.log_predictive(model, guide, data, draws=3, progress=False)
+    names = {"coords": {"global_draw": ["a", "b", "c"]}, "groups": None}
+    for settings in ({"groups": ["log_px"]}, names):
+        idata = export(*pair, data, log_px=found, num_samples=5, **settings)
+        group = idata["log_px"]
+        assert group["given"].dims == ("data", "global_draw")
+        assert np.array_equal(group["given"], found.given)
+        for name in ("value", "std_error", "draws_std_error"):
+            assert group[name].dims == ("data",)
+            assert np.array_equal(group[name], getattr(found, name))
+        assert group.attrs["num_draws"] == 3
+    assert group["global_draw"].values.tolist() == ["a", "b", "c"]
+    with pytest.raises(inference.RequestError, match="coords: 'global_draw' has labels of shape"):
+        export(*pair, data, log_px=found, groups=None, coords={"global_draw": ["a"]})
+    with pytest.MonkeyPatch.context() as patch:  # the other line's class, which xarray has
+        patch.setattr(arviz, "__version__", "1.0.0")
+        tree = export(*pair, data, log_px=found, groups=["log_px"])
+        assert list(tree.children) == ["log_px"]
+        assert tree["log_px"]["given"].dims == ("data", "global_draw")
+    pytest.importorskip("h5py")
+    pytest.importorskip("h5netcdf")
+    if arviz.__version__.startswith("0."):
+        idata.to_netcdf(str(tmp_path / "idata.nc"))
+    else:
+        idata.to_netcdf(tmp_path / "idata.nc", engine="h5netcdf")
+    back = arviz.from_netcdf(str(tmp_path / "idata.nc"))
+    assert np.array_equal(back["log_px"]["given"], found.given)
+
+
 def loo_of(arviz, posterior, log_likelihood) -> torch.Tensor:
     """What leave-one-out makes of each datum, by the ArviZ at hand."""
     groups = {"posterior": posterior, "log_likelihood": log_likelihood}
@@ -330,6 +382,28 @@ def test_a_discrete_site_has_its_exact_posterior():
         error = (truth * (1 - truth) / 400 * 1.2).sqrt() + 1e-3
         assert agrees(share, truth, error)
     assert not agrees(share, joint.softmax(1), error)
+
+
+def test_weights_of_a_good_guide_of_discrete_latents_are_not_flagged():
+    """They have no k-hat, and are enough."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(4 * z, 1.0), obs=x)
+
+    def guide(share, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(share + 0 * x))
+
+    x = torch.linspace(1, 3, 8)
+    good, bad = (
+        export(model, partial(guide, share), x, num_proposals=1000)["importance_weights"]
+        for share in (0.5, 0.01)
+    )
+    assert bool(good["khat"].isnull().all())
+    assert not bool(good["flagged"].any())
+    assert bool(bad["flagged"][4:].all())
 
 
 def test_a_site_that_the_model_sums_over():

@@ -351,6 +351,12 @@ def test_patience_that_is_not_used_up_still_keeps_the_best():
     assert again == max(bounds)
 
 
+@pytest.mark.parametrize(("num", "steps"), [(40, 1), (128, 1), (129, 2)])
+def test_a_batch_is_128_data_or_all(num, steps):
+    result = fit(line_model, line_guide, line_data(num), batch_size=None, epochs=1)
+    assert result.steps == steps
+
+
 # Bad requests ---------------------------------------------------------------------------------
 
 

@@ -110,6 +110,23 @@ def test_what_is_no_number_is_rejected():
         assert bool((chains.u[..., 0] <= 0).all())
 
 
+def test_what_is_infinite_is_rejected():
+    """A density that overflows is no place to stay; a start without density is one to leave."""
+
+    def poles(u):
+        start, target = ends(u)
+        target = torch.where(u[..., 0] > 0, math.inf, target)
+        return Ends(start, torch.where(u[..., 0] < -3, -math.inf, target))
+
+    u = -points(50).abs()
+    u[:25, :, 0] -= 3
+    chains = begin(poles, u, points(50, seed=1))
+    for seed in range(20):
+        chains = step_of(poles, chains, seed).chains
+        assert bool((chains.u[..., 0] <= 0).all())
+    assert bool(chains.target.isfinite().any(1)[:25].sum() > 15)
+
+
 def step_of(both, chains, seed, step=0.8, beta=1.0):
     generator = torch.Generator().manual_seed(seed)
     shape = chains.u.shape

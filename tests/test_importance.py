@@ -518,3 +518,97 @@ def test_exact_formulas_agree_with_sampling():
     narrow = LinearGaussian(pair.W, pair.mu, pair.psi, S=0.4 * pair.V)
     assert narrow.khat() == pytest.approx(0.6)
     assert narrow.moment(2) == math.inf
+
+
+# Discrete latents ----------------------------------------------------------------------------
+
+
+def states_pair(num_states, noise, seed=0):
+    """z of some states, x ~ N(z, 1), log p(x) by enumeration, and a guide that is `noise` off."""
+    g = torch.Generator().manual_seed(seed)
+    prior = torch.randn(num_states, generator=g, dtype=torch.float64).log_softmax(0)
+    off = noise * torch.randn(num_states, generator=g, dtype=torch.float64)
+    places = torch.arange(num_states, dtype=torch.float64)
+
+    def joint(x):
+        return prior + dist.Normal(places, 1.0).log_prob(x[:, None])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(logits=prior))
+            pyro.sample("x", dist.Normal(z.double(), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(logits=joint(x) + off))
+
+    x = torch.linspace(-1, num_states, 100, dtype=torch.float64)
+    return model, guide, x, joint(x).logsumexp(1)
+
+
+@pytest.mark.parametrize("num_states", [2, 3, 9, 30])
+def test_few_distinct_weights_are_judged_by_their_effective_sample_size(num_states):
+    """k-hat says nothing of ties: at most 5% of good data may be flagged."""
+    model, guide, x, truth = states_pair(num_states, 0.5)
+    found = log_px(model, guide, x, 2000)
+    assert float(found.ess.min()) > 0.5 * 2000
+    assert agrees(found.value, truth, found.std_error.clamp_min(1e-12), ceiling=0.05)
+    assert found.num_khat_unknown > 90
+    assert found.num_khat_bad == 0
+    assert found.num_flagged <= 5
+    said = str(found)
+    assert "k-hat exceeds" not in said
+    assert "at least" not in said
+    assert "the effective sample size tells: it is 10% of the samples or more" in said
+    assert found.flag == "k-hat is too large"  # what a flag would stand for
+
+
+def rare_state(share):
+    """Half of p(z|x) lies in a state that the guide gives `share`."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.2, 0.5])))
+            pyro.sample("x", dist.Normal(0.0 * z, 1.0), obs=x)
+
+    def guide(x):
+        probs = torch.tensor([0.6 * (1 - share), 0.4 * (1 - share), share])
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(probs.expand(len(x), 3)))
+
+    return model, guide, torch.zeros(60)
+
+
+def test_a_state_that_the_guide_gives_too_little_is_flagged_where_it_is_drawn():
+    """Of 5000 draws some five are there: weights of 500, and an effective sample size near ten."""
+    model, guide, x = rare_state(1e-3)
+    found = log_px(model, guide, x, 5000)
+    drawn = found.value > math.log(0.51) + float(dist.Normal(0.0, 1.0).log_prob(x[0]))
+    assert 55 <= int(drawn.sum()) <= 60  # exp(-5) of 60 data have no such draw
+    assert torch.equal(found.flagged, drawn)
+    said = str(found)
+    assert f"for {int(drawn.sum())} data it is below 10% of the samples" in said
+    assert "standard error at least" in said
+    assert "exceeds" not in said
+    assert found.flag == found.summary()["flag"] == "k-hat is unknown"
+
+
+def test_a_state_that_is_never_drawn_is_not_seen():
+    """As the docstring says: log 2 of evidence are missing, and nothing tells."""
+    model, guide, x = rare_state(1e-12)
+    found = log_px(model, guide, x, 5000)
+    truth = torch.distributions.Normal(0.0, 1.0).log_prob(x).double()
+    assert torch.allclose(found.value, truth - math.log(2), atol=1e-4)
+    assert not found.flagged.any()
+    assert "never drawn is not seen" in " ".join(inference.Importance.__doc__.split())
+
+
+def test_a_flag_says_which_of_its_reasons_holds():
+    pair = linear_gaussian(seed=1, stretch=0.1)
+    bad = log_px(pair.model, pair.guide, pair.sample(20), 500)
+    assert bad.num_flagged == bad.num_khat_bad > 0
+    assert bad.flag == "k-hat is too large"
+    few = log_px(pair.model, pair.guide, pair.sample(20), 15)
+    assert bool(few.flagged.all())
+    assert few.flag == "k-hat is unknown"
+    assert "effective sample size tells" not in str(few)

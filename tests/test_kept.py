@@ -21,6 +21,7 @@ ESTIMATORS = [
     ),
     inference.Sandwich(num_data=12, by=inference.Importance(num_samples=200)),
     inference.Auto(look=100, chains=AIS(num_chains=16, num_temperatures=5, pilot_temperatures=6)),
+    inference.Auto(look=100, chains=SMC(num_chains=16, num_temperatures=5, pilot_temperatures=6)),
     inference.Quadrature(),
 ]
 
@@ -95,7 +96,47 @@ def test_what_is_finished_is_not_done_again(pair, tmp_path, monkeypatch):
             estimate(pair, x, estimator, checkpoint=path)
     moves.clear()
     estimate(pair, x, estimator, checkpoint=path)
-    assert len(moves) == (tiles - 2) * 5
+    assert len(moves) == (tiles - 1) * 5 - 1  # the second tile's first move is kept
+
+
+OF_CHAINS = {"num_chains": 16, "num_temperatures": 12, "pilot_temperatures": 6}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "stop", "moves_in_all"),
+    [
+        (AIS(**OF_CHAINS), 13, 18),
+        (SMC(**OF_CHAINS), 13, 18),
+        (inference.Sandwich(num_data=3, by=AIS(**OF_CHAINS)), 13, 30),
+        (inference.Sandwich(num_data=3, by=AIS(**OF_CHAINS)), 22, 30),
+    ],
+    ids=["ais", "smc", "sandwich, there", "sandwich, back"],
+)
+def test_a_tile_goes_on_where_its_chains_stood(
+    pair, estimator, stop, moves_in_all, tmp_path, monkeypatch
+):
+    x, path = pair.sample(3, seed=5), tmp_path / "kept.safetensors"
+    whole = estimate(pair, x, estimator)
+    moves = []
+    real = inference.evidence.tempering.Walk.move
+
+    def stopped(*args):
+        if len(moves) == stop:
+            raise Stop
+        moves.append(1)
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inference.evidence.tempering.Walk, "move", stopped)
+        with pytest.raises(Stop):
+            estimate(pair, x, estimator, checkpoint=path)
+    monkeypatch.setattr(
+        inference.evidence.tempering.Walk, "move", lambda *args: moves.append(1) or real(*args)
+    )
+    resumed = estimate(pair, x, estimator, checkpoint=path)
+    assert len(moves) == moves_in_all
+    for name, tensor in whole.arrays().items():
+        assert torch.equal(tensor.nan_to_num(-1.0), resumed.arrays()[name].nan_to_num(-1.0)), name
 
 
 def test_another_question_is_refused(pair, tmp_path, monkeypatch):
@@ -119,6 +160,22 @@ def test_another_question_is_refused(pair, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-7] + b"1234567")
     with pytest.raises(inference.CheckpointError, match="damaged"):
         estimate(pair, x, estimator, checkpoint=path)
+
+
+def test_settings_of_the_chains_are_part_of_the_question(pair, tmp_path, monkeypatch):
+    """All of them: `resample_below` is of `SMC` alone."""
+    x, path = pair.sample(12, seed=5), tmp_path / "kept.safetensors"
+    of_chains = {"num_chains": 16, "num_temperatures": 5, "pilot_temperatures": 6}
+    estimators = [
+        inference.Auto(look=100, chains=SMC(resample_below=share, **of_chains))
+        for share in (0.5, 1.0)
+    ]
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        with pytest.raises(Stop):
+            estimate(pair, x, estimators[0], checkpoint=path)
+    with pytest.raises(inference.CheckpointError, match="differs in estimator"):
+        estimate(pair, x, estimators[1], checkpoint=path)
 
 
 def test_parameters_are_part_of_the_question(tmp_path, monkeypatch):

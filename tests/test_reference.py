@@ -173,6 +173,9 @@ def test_requests_that_are_wrong():
         drawn(num_draws=4)
     with pytest.raises(inference.RequestError, match="start 'prior'"):
         drawn(chains=inference.AIS(start="prior"))
+    for wrong, told in ((inference.SMC(), "'smc'"), ("ais", "'ais'"), (None, "None")):
+        with pytest.raises(inference.RequestError, match=f"chains: got {told}; expected .* AIS"):
+            drawn(chains=wrong)
 
     def discrete(x):
         with pyro.plate("data", len(x)):

@@ -1,17 +1,22 @@
 """Two-sided bounds on simulated data: both sides right, and what they reveal."""
 
 import math
+from argparse import Namespace
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from test_annealing import Exact, poor
+from test_coverage import funnel
 from test_proposals import two_modes
 
 import inference
-from inference.evidence.sandwich import retraced
+from inference.evidence.ais import anneal
+from inference.evidence.sandwich import above, retraced
 from inference.evidence.simulate import simulate
+from inference.isolation import derived_seed
 from tests.exact_models import agrees, linear_gaussian
 
 
@@ -23,8 +28,6 @@ def sandwich(pair, x, num_temperatures, num_data=300, **chains):
 
 def simulated_truth(pair, x, num_data):
     """log p(x) of the very data that the sandwich makes."""
-    from inference.isolation import derived_seed
-
     rows = x[torch.arange(num_data) % len(x)]
     return pair.log_px(simulate(pair.model, (rows,), derived_seed("simulated", 0)).arguments[0])
 
@@ -84,7 +87,31 @@ def test_chains_that_go_back_are_unbiased_from_above():
     assert not agrees(ratio.mean(), 1.0, ratio.std() / math.sqrt(len(ratio)))
 
 
-@pytest.mark.parametrize("start", ["guide", "gaussian"])
+def test_a_few_chains_back_are_a_tighter_bound():
+    """E[1/p^] = 1/p(x) for one and for four of them; their plain mean is another bound."""
+    pair = linear_gaussian(seed=2, L=2)
+    x = pair.sample(4000, seed=1)
+    torch.manual_seed(0)
+
+    class Walk(Exact):
+        def begin_at(self, u, data):
+            return self.chains(u)
+
+    walk, truth = Walk(pair, x), pair.log_px(x)
+    betas = (torch.linspace(0, 1, 9, dtype=torch.float64) ** 4).unsqueeze(1).expand(-1, len(x))
+    forth, _, _ = anneal(walk, (), None, betas, 4)
+    back = retraced(walk, (), None, betas, walk.draw(1.0, 1), 4)
+    whole, one = above(forth, back), torch.stack([above(forth, b[None]) for b in back])
+    for upper in (whole, *one):
+        assert is_upper_weight(upper, truth)
+    assert bool((whole <= one.mean(0) + 1e-12).all())
+    assert float((whole - truth).mean()) < 0.95 * float((one - truth).mean())
+    assert torch.allclose(
+        above(forth, back[:1]), torch.cat([back[:1], forth[1:]]).logsumexp(0) - math.log(4)
+    )
+
+
+@pytest.mark.parametrize("start", ["guide", "gaussian", "prior"])
 def test_both_sides_hold_log_px(start):
     pair = poor()
     x = pair.sample(5)
@@ -99,6 +126,9 @@ def test_both_sides_hold_log_px(start):
         assert found.gap == pytest.approx(float((below + above).mean()))
     assert 0 < gaps[60] < 0.25 * gaps[3]
     assert "a gap of" in str(found)
+    assert found.start in str(found)
+    assert start in found.summary()["start"].lower()
+    assert not found.crossed
 
 
 @pytest.mark.parametrize("num_latents", [2, 10])
@@ -112,6 +142,65 @@ def test_a_missed_mode_shows_as_a_gap(num_latents):
     truth = simulated_truth(pair, x, 100)
     assert float((found.upper - truth).mean()) > -0.05
     assert float((truth - found.value).mean()) > 0.5
+    assert "Sandwich(by=AIS(start='prior')) closes it" in str(found)
+
+
+def test_chains_from_the_prior_close_it():
+    """They begin in both modes, of which the guide knows one."""
+    pair = two_modes()
+    x = torch.zeros(4, 2, dtype=torch.float64)
+    missed = sandwich(pair, x, 50, num_data=100)
+    found = sandwich(pair, x, 50, num_data=100, start="prior")
+    assert found.gap < 0.03 < 0.1 * missed.gap
+    truth = simulated_truth(pair, x, 100)
+    for side in (truth - found.value, found.upper - truth):
+        assert float(side.mean()) > -3 * float(side.std()) / math.sqrt(100)
+    assert "from the prior" in str(found)
+    wide = replace(found, upper=found.value + 1)  # a gap, but no other place to begin at
+    assert "Take more temperatures or samples." in str(wide)
+
+
+def test_chains_from_the_prior_find_the_neck_of_a_funnel():
+    """With enough temperatures; from a guide without the neck as many leave a gap."""
+    model, guide, _ = funnel(torch.zeros(1, 4).double())
+    pair, x = Namespace(model=model, guide=guide), torch.zeros(4, 4).double()
+    gaps = [sandwich(pair, x, steps, num_data=100, start="prior").gap for steps in (20, 100)]
+    assert gaps[1] < 0.5 * gaps[0]
+    assert gaps[1] < 0.2 * sandwich(pair, x, 100, num_data=100).gap
+
+
+def test_bounds_that_crossed_are_told():
+    """A distribution that draws otherwise than it scores: no bound holds."""
+
+    class Narrow(dist.Normal):
+        def log_prob(self, value):
+            return dist.Normal(self.loc, 0.3 * self.scale).log_prob(value)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", Narrow(z, torch.ones(())), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 1.09, 0.3))
+
+    for by in (
+        inference.Importance(num_samples=4),
+        inference.AIS(num_chains=4, num_temperatures=3),
+    ):
+        estimator = inference.Sandwich(num_data=100, by=by)
+        found = inference.log_marginal(
+            model, guide, torch.zeros(5), estimator=estimator, progress=False
+        )
+        assert found.crossed
+        assert found.summary()["crossed"] is True
+        assert "The bounds have crossed" in str(found)
+    level = replace(found, upper=found.value - 1e-6)  # rounding
+    assert not level.crossed
+    assert "crossed" not in str(level)
+    few = {name: tensor[:5] for name, tensor in found.arrays().items()}
+    assert not replace(found, **few).crossed  # too few to tell
 
 
 def test_requests_that_make_no_sense_are_refused():
@@ -120,8 +209,10 @@ def test_requests_that_make_no_sense_are_refused():
         inference.log_marginal(
             pair.model, pair.guide, pair.sample(3), estimator="sandwich", plate=None
         )
-    with pytest.raises(ValueError, match="chains are of AIS, from the guide or a gaussian"):
-        inference.Sandwich(by=inference.AIS(start="prior"))
+    with pytest.raises(inference.RequestError, match="float32 or float64"):
+        inference.log_marginal(
+            pair.model, pair.guide, pair.sample(3), estimator="sandwich", precision="tf32"
+        )
 
 
 # By importance weights --------------------------------------------------------------------------
@@ -235,14 +326,33 @@ def test_cheap_bounds_of_any_pair():
             loc = x.mean(1, keepdim=True).expand(-1, 2) / 3
             pyro.sample("z", dist.Normal(loc, 0.7).to_event(1))
 
-    for pair, x in (((model, guide), torch.ones(3, 2)), ((folding, centre), torch.ones(3, 3))):
-        gaps = []
+    def counts(x):
+        """A Poisson of a Gamma's rate is negative binomial; its kind is summed over."""
+        parts = [
+            dist.GammaPoisson(3.0, 2.0 / scale).log_prob(x).sum(-1) + math.log(share)
+            for scale, share in zip(table, (0.7, 0.3), strict=True)
+        ]
+        return torch.stack(parts).logsumexp(0)
+
+    def gaussian(x):
+        covariance = 2 * torch.ones(3, 3) + torch.eye(3)
+        return dist.MultivariateNormal(torch.zeros(3), covariance).log_prob(x)
+
+    for pair, x, truth in (
+        ((model, guide), torch.ones(3, 2), counts),
+        ((folding, centre), torch.ones(3, 3), gaussian),
+    ):
+        rows = x[torch.arange(1500) % 3]
+        made = simulate(pair[0], (rows,), derived_seed("simulated", 0)).arguments[0]
+        exact, gaps = truth(made).double(), []
         for K in (4, 400):
             by = inference.Importance(num_samples=K)
-            estimator = inference.Sandwich(num_data=300, by=by)
+            estimator = inference.Sandwich(num_data=1500, by=by)
             found = inference.log_marginal(*pair, x, estimator=estimator, progress=False)
             gaps.append(found.gap)
             assert found.gap > -2 * found.gap_std_error
+            assert is_upper_weight(found.upper, exact)
+        assert torch.allclose(found.value.mean(), exact.mean(), atol=0.05)
         assert gaps[1] < 0.2 * gaps[0]
         assert gaps[1] < 0.05
 
@@ -341,3 +451,22 @@ def test_a_pair_of_all_its_data_needs_as_many():
 
     with pytest.raises(inference.RequestError, match="give num_data=6"):
         inference.log_marginal(model, guide, torch.randn(6), estimator="sandwich", progress=False)
+
+
+@pytest.mark.slow
+def test_compiled_chains_go_both_ways_as_eager_ones(monkeypatch):
+    """There and back are two kernels, for unlike numbers of chains; the last tile is not full."""
+    pair = poor()
+    x = pair.sample(5)
+    monkeypatch.setitem(inference.tiles.TILE_NUMBERS, "cpu", 5 * 8 * 7)
+    chains = inference.AIS(num_chains=8, num_temperatures=8, pilot_temperatures=6)
+    estimator = inference.Sandwich(num_data=19, by=chains)
+    eager, compiled = (
+        inference.log_marginal(
+            pair.model, pair.guide, x, estimator=estimator, engine=engine, progress=False
+        )
+        for engine in ("eager", "compiled")
+    )
+    assert compiled.engine == "compiled"
+    for name, tensor in eager.arrays().items():
+        assert torch.allclose(tensor, compiled.arrays()[name], atol=1e-9), name

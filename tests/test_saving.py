@@ -20,6 +20,7 @@ KINDS = {
     "sandwich": inference.Sandwich(num_data=12, by=AIS),
     "quadrature": inference.Quadrature(),
     "auto": inference.Auto(look=100, chains=AIS),
+    "auto by smc": inference.Auto(look=100, chains=inference.SMC(num_chains=8, num_temperatures=4)),
 }
 
 
@@ -80,6 +81,93 @@ def test_files_that_hold_no_estimate(tmp_path):
 
     write_tensors(path, {"value": torch.zeros(3)}, {"format": 1, "kind": "Module"})
     with pytest.raises(inference.CheckpointError, match="holds no estimate"):
+        inference.load_estimate(path)
+
+
+@pytest.fixture(scope="module")
+def ordinary():
+    """What a whole file of five data holds."""
+    from inference.evidence.saving import _split
+
+    found = estimated(inference.Importance(num_samples=100), PAIR.sample(5))
+    tensors, scalars = _split(found)
+    return tensors, {"format": 1, "kind": "WeightedEstimate", "scalars": scalars}
+
+
+FIVE = torch.zeros(5, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "meta", "scalars", "said"),
+    [
+        ({}, {"format": 9}, {}, "holds no estimate .*format 9"),
+        ({}, {"kind": ["WeightedEstimate"]}, {}, r"holds no estimate .*kind \['WeightedEst"),
+        ({}, {"kind": None}, {}, "holds no estimate .*kind None"),
+        ({}, {"scalars": [1, 2]}, {}, "scalars: got a list; expected values by name"),
+        ({}, {"scalars": None}, {}, "scalars: got a NoneType"),
+        ({"value": None}, {}, {}, "value: is missing"),
+        ({"ess": None}, {}, {}, "ess: is missing"),
+        ({}, {}, {"quantity": None}, "quantity: is missing"),
+        ({"value": torch.zeros(3).double()}, {}, {}, r"std_error: has shape \[5\]; expected \[3\]"),
+        ({"elbo": torch.zeros(2).double()}, {}, {}, r"elbo: has shape \[2\]; expected \[5\]"),
+        ({"khat": FIVE[:, None]}, {}, {}, r"khat: has shape \[5, 1\]; expected \[5\]"),
+        ({"value": FIVE[0]}, {}, {}, r"value: has shape \[\]; expected \[N\]"),
+        ({"value": FIVE[:0]}, {}, {}, r"value: has shape \[0\]; expected \[N\]"),
+        ({"value": FIVE.long()}, {}, {}, "value: has dtype torch.int64; expected torch.float64"),
+        ({"flagged": FIVE}, {}, {}, "flagged: has dtype torch.float64; expected torch.bool"),
+        ({"quantity": FIVE}, {}, {"quantity": None}, "quantity: got a tensor; expected none"),
+        ({"other": FIVE}, {}, {}, "other: WeightedEstimate has no such field"),
+        ({}, {}, {"colour": "red"}, "colour: WeightedEstimate has no such field"),
+        ({"value": None}, {}, {"value": [1.0, 2.0]}, "value: got .* instance of Tensor"),
+        ({}, {}, {"quantity": 5}, "quantity: got 5 .*valid string"),
+        ({}, {}, {"num_samples": "many"}, "num_samples: got 'many' .*valid integer"),
+        ({}, {}, {"tile": [1, 2, 3]}, r"tile: got \(1, 2, 3\) "),
+        ({}, {}, {"tile": {"data": 1}}, "tile: got {'data': 1} .*valid tuple"),
+        ({}, {}, {"notes": ["a", 3]}, "notes: got .*valid string"),
+        ({}, {}, {"seconds": [1.0]}, "seconds: got .*valid number"),
+    ],
+)
+def test_a_file_that_is_wrong_inside_is_refused(ordinary, tensors, meta, scalars, said, tmp_path):
+    """One sentence that names the file and the field, however it was written."""
+    from inference.tensor_files import write_tensors
+
+    path = tmp_path / "estimate.safetensors"
+    held, whole = ordinary
+    write_tensors(path, held, whole)
+    assert inference.load_estimate(path).num_data == 5
+    held = {k: v for k, v in {**held, **tensors}.items() if v is not None}
+    inner = {k: v for k, v in {**whole["scalars"], **scalars}.items() if v is not None}
+    write_tensors(path, held, {**whole, "scalars": inner, **meta})
+    with pytest.raises(inference.CheckpointError, match=said) as caught:
+        inference.load_estimate(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_metadata_that_are_no_mapping(tmp_path):
+    from inference.tensor_files import write_tensors
+
+    path = tmp_path / "estimate.safetensors"
+    write_tensors(path, {"value": FIVE}, [1, 2])
+    with pytest.raises(inference.CheckpointError, match="metadata are a list; expected a mapping"):
+        inference.load_estimate(path)
+
+
+def test_draws_of_a_predictive_estimate_are_of_its_data(tmp_path):
+    from inference.evidence.predictive import PredictiveEstimate
+    from inference.evidence.saving import _split
+
+    tensors, scalars = _split(estimated(inference.Quadrature(), PAIR.sample(5)))
+    own = {name: tensors[name] for name in ("value", "std_error", "elbo")}
+    given = torch.zeros(5, 3, dtype=torch.float64)
+    whole = PredictiveEstimate(**own, **scalars, given=given, draws_std_error=FIVE)
+    path = tmp_path / "estimate.safetensors"
+    whole.save(path)
+    assert torch.equal(inference.load_estimate(path).given, given)
+    replace(whole, given=given[:2]).save(path)
+    with pytest.raises(
+        inference.CheckpointError, match=r"given: has shape \[2, 3\]; expected \[5, d"
+    ):
         inference.load_estimate(path)
 
 
@@ -144,7 +232,7 @@ def test_only_the_same_data_are_compared():
     flagged = replace(a, flagged=torch.ones(12, dtype=torch.bool))
     said = str(flagged.compare(estimated(inference.Importance(num_samples=100), x)))
     assert "an error is not to be believed" in said
-    assert "by ais, the other by importance" in said
+    assert "by ais, the second by importance" in said
 
 
 def test_a_notebook_shows_a_table():

@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from inference.evidence import streaming
-from inference.evidence.smoothing import khat_threshold, pareto_khat, tail_length
+from inference.evidence.smoothing import (
+    MIN_TAIL,
+    is_tied,
+    khat_threshold,
+    pareto_khat,
+    tail_length,
+)
 from tests.exact_models import linear_gaussian
 
 NAN, INF = math.nan, math.inf
@@ -197,6 +203,34 @@ def test_rows_do_not_disturb_each_other():
     for i in (0, 5, 6, 7, 8, 300, 599):
         alone = pareto_khat(rows[i : i + 1])[0]
         assert torch.allclose(together[i], alone, atol=1e-10, equal_nan=True)
+
+
+def tied(row, rounding=0.0) -> bool:
+    tail = torch.tensor([row], dtype=torch.float64).sort(1).values
+    return bool(is_tied(tail, torch.tensor([rounding])))
+
+
+def test_a_tail_of_ties():
+    spread = list(np.linspace(0, 5, 101))
+    assert not tied(spread)
+    assert tied([0.0] * 101)
+    assert tied([0.0, 1.0, 2.0] * 34)
+    assert tied(spread[:51] + spread[1:51])
+    assert not tied(spread[:51] + spread[1:50] + [5.0])  # one less than half are alike
+    assert not tied([0.0] * MIN_TAIL)  # the cutoff, and too few
+    assert not tied([])
+    # Weights of 0 are no ties; those of the others are.
+    assert not tied([-INF] * 60 + spread[:40])
+    assert not tied([-INF] * 60 + [1.0] * (MIN_TAIL - 1))
+    assert tied([-INF] * 60 + [1.0] * 20 + [2.0] * 20)
+
+
+def test_a_continuous_tail_that_rounding_made_of_steps_is_not_tied():
+    steps = [1e-5 * (i // 4) for i in range(101)]
+    assert tied(steps)
+    assert not tied(steps, rounding=6.4e-4)
+    levels = [0.1 * (i // 4) for i in range(101)]
+    assert tied(levels, rounding=6.4e-4)
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,9 @@ def reference(
     whole_number("num_draws", num_draws, least=20)
     whole_number("warmup", warmup, least=20)
     whole_number("thin", thin)
+    if not isinstance(chains, AIS) or chains.name != "ais":  # particles of SMC share ancestors
+        name = getattr(chains, "name", chains)
+        raise RequestError(f"chains: got {name!r}; expected settings of AIS, e.g. inference.AIS()")
     if chains.start == "prior":
         raise RequestError("chains: start 'prior' is for log p(x); take 'guide' or 'gaussian'")
     started = time.perf_counter()

@@ -5,23 +5,31 @@ For decoders: Wu, Burda, Salakhutdinov, Grosse, arXiv:1611.04273.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from inference.errors import PairError
-from inference.evidence.annealed import MAX_OWN_SPREAD, MAX_SPREAD, MIN_ACCEPTANCE, AnnealedEstimate
+from inference.evidence.annealed import (
+    MAX_OWN_SPREAD,
+    MAX_SPREAD,
+    MIN_ACCEPTANCE,
+    SKEW,
+    AnnealedEstimate,
+)
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
-from inference.evidence.moderation import moderated
+from inference.evidence.hmc import Chains
+from inference.evidence.midway import Midway
+from inference.evidence.moderation import moderated, seldom_below
+from inference.evidence.noise import NoiseSpace
 from inference.evidence.proposals import prior_of
-from inference.evidence.space import Data, GaussianStart, LatentSpace, NoiseSpace, Space
+from inference.evidence.space import Data, GaussianStart, LatentSpace, Space
 from inference.evidence.tempering import Settings, Tuned, Walk, pilot, schedule, seeded
 from inference.progress import Progress, working
 from inference.tiles import Tile, Tiles
@@ -48,7 +56,7 @@ class Errors(NamedTuple):
 
     std_error: Tensor
     spread: Tensor  # as `AnnealedEstimate` has it
-    degrees: float  # of freedom
+    degrees: Tensor  # of freedom
     calm: Tensor  # bool: are the errors to be believed?
 
 
@@ -81,6 +89,7 @@ class AIS(Estimator):
             stays, the acceptance that step sizes aim at, and their random part.
     """
 
+    skew: ClassVar[float] = SKEW  # of intervals
     name: Literal["ais"] = "ais"
     start: Literal["guide", "prior", "gaussian"] = "guide"
     space: Literal["auto", "latent", "noise"] = "auto"
@@ -128,8 +137,10 @@ class AIS(Estimator):
                         data, num_real = walk.data_of(tile)
                         seeded(tiles, tile, "chains")
                         betas = schedule(found, num_temperatures)
-                        weighed = self.weigh(walk, data, found, betas, bar)
+                        midway = Midway(request.kept, f"walking/{tile.start}", tiles.device)
+                        weighed = self.weigh(walk, data, found, betas, bar, midway)
                         held = [part[:num_real] for part in weighed]
+                        midway.finish()
                         request.kept.put(f"weighed/{tile.start}", held)
                     else:
                         bar.advance(num_temperatures)
@@ -146,6 +157,8 @@ class AIS(Estimator):
             acceptance=joined.acceptance,
             elbo=joined.bound,
             num_temperatures=num_temperatures,
+            start=self.start,
+            skew=self.skew,
             quantity=request.quantity,
             estimator=self.name,
             num_samples=self.num_chains,
@@ -169,10 +182,16 @@ class AIS(Estimator):
         return Prepared(walk, every, tuned, self.num_temperatures or self.enough(tuned))
 
     def weigh(
-        self, walk: Walk, data: Data, tuned: Tuned, betas: Tensor, bar: Progress | None
+        self,
+        walk: Walk,
+        data: Data,
+        tuned: Tuned,
+        betas: Tensor,
+        bar: Progress | None,
+        midway: Midway | None,
     ) -> Weighed:
         """What the chains of one tile say."""
-        log_w, acceptance, bound = anneal(walk, data, tuned, betas, self.num_chains, bar)
+        log_w, acceptance, bound = anneal(walk, data, tuned, betas, self.num_chains, bar, midway)
         return of_chains(log_w, acceptance, bound)
 
     def errors(self, found: Weighed) -> Errors:
@@ -182,13 +201,15 @@ class AIS(Estimator):
         # Chains that happen to lie too close together have too small an error by as much. Those
         # of a poor datum among calm ones keep their own.
         larger = torch.where(own > 0, variance / own, 1.0).clamp_min(1.0)
-        calm = (variance.sqrt() <= MAX_SPREAD) & (found.spread <= MAX_OWN_SPREAD)
+        limit = min(MAX_SPREAD, MAX_OWN_SPREAD * math.sqrt(seldom_below(degrees)))
+        calm = (variance.sqrt() <= limit) & (found.spread <= MAX_OWN_SPREAD)
         spread = torch.maximum(variance, own).sqrt()
         # Cox's error is that of a mean of lognormal weights; the weights' own is smaller for those
         # few chains that seldom draw a large one.
         num = self.num_chains
         cox = spread.square() / num + spread**4 / (2 * (num - 1))
-        return Errors(((found.variance * larger + cox) / 2).sqrt(), spread, degrees, calm)
+        std_error = ((found.variance * larger + cox) / 2).sqrt()
+        return Errors(std_error, spread, torch.full_like(own, degrees), calm)
 
     @property
     def fewest(self) -> int:
@@ -240,6 +261,7 @@ def anneal(
     betas: Tensor,
     num_chains: int,
     bar: Progress | None = None,
+    midway: Midway | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights of chains that go from f_0 to f_1.
 
@@ -247,20 +269,30 @@ def anneal(
 
     Args:
         betas: `[T + 1, data]`, from 0 to 1.
+        midway: where the way is kept; what is there is not walked again.
     Returns: log w `[chains, data]` float64; `[data]`: the mean acceptance, and the mean of
         log f_1/f_0 under f_0 (the ELBO, where that is the guide).
     """
-    chains = walk.begin(data, num_chains)
-    bound = chains.log_ratio.mean(0)
-    log_w = torch.zeros_like(chains.start)
-    acceptance = torch.zeros_like(chains.start[0])
-    for before, beta in itertools.pairwise(betas):
-        log_w = log_w + (beta - before) * chains.log_ratio
-        moved = walk.move(chains, beta, tuned, data)
+    resumed = midway.resume() if midway else None
+    if resumed is None:
+        done, chains = 0, walk.begin(data, num_chains)
+        bound = chains.log_ratio.mean(0)
+        log_w = torch.zeros_like(chains.start)
+        acceptance = torch.zeros_like(chains.start[0])
+    else:
+        done, (*parts, log_w, acceptance, bound) = resumed
+        chains = Chains(*parts)
+        if bar is not None:
+            bar.advance(done)
+    for step in range(done, len(betas) - 1):
+        log_w = log_w + (betas[step + 1] - betas[step]) * chains.log_ratio
+        moved = walk.move(chains, betas[step + 1], tuned, data)
         chains = moved.chains
-        acceptance += moved.acceptance.mean(0) / (len(betas) - 1)
+        acceptance = acceptance + moved.acceptance.mean(0) / (len(betas) - 1)
         if bar is not None:
             bar.advance()
+        if midway is not None:
+            midway.keep(step + 1, [*chains, log_w, acceptance, bound])
     return log_w, acceptance, bound
 
 

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from inference.evidence.estimate import Estimate
 
-# Few chains seldom meet the large weights that carry the mean. Up to here intervals of 16 chains
-# cover 0.94 to 0.98 on linear models with shifted, narrow and wide guides.
+# Few chains seldom meet the large weights that carry the mean: tests/test_coverage.py.
 MAX_SPREAD = 0.65  # sd of log w, nats, moderated
-MAX_OWN_SPREAD = 0.8  # of a datum's chains alone, where most others are calmer
+# Of a datum's chains alone, where most others are calmer; and a true spread of which at most one
+# datum in twenty may look calm, however few chains tell it.
+MAX_OWN_SPREAD = 0.8
 MIN_ACCEPTANCE = 0.4
 # The mean of few lognormal weights is mostly too low, and its error with it: the upper half of an
 # interval is longer by exp(SKEW s^2 / chains).
-SKEW = 16.0
+SKEW = 4.0
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -31,12 +32,16 @@ class AnnealedEstimate(Estimate):
             the same error.
         acceptance: `[N]`, mean over chains and temperatures.
         num_temperatures: steps of a chain.
+        start: f_0, see `AIS`.
+        skew: how much longer the upper half of an interval is, see `interval`.
     """
 
     ess: Tensor
     spread: Tensor
     acceptance: Tensor
     num_temperatures: int
+    start: str = "guide"
+    skew: float = SKEW
 
     @property
     def flag(self) -> str:
@@ -49,13 +54,14 @@ class AnnealedEstimate(Estimate):
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Both ends of each value's interval, `[N]`.
 
-            value - t s,   value + t s exp(16 spread^2 / C),   C chains
+            value - t s,   value + t s exp(skew spread^2 / C),   C chains
 
-        What misses log p(x) is mostly too low. `level` is how often it is meant to cover where
+        What misses log p(x) is mostly too low where chains are few; `skew` is 4 for `AIS` and 0 for
+        `SMC`. `level` is how often it is meant to cover where
         nothing is flagged.
         """
         lower, upper = super().interval(level)
-        longer = (SKEW * self.spread.clamp(max=1.0).square() / self.num_samples).exp()
+        longer = (self.skew * self.spread.clamp(max=1.0).square() / self.num_samples).exp()
         return lower, self.value + (upper - self.value) * longer
 
     def arrays(self) -> dict[str, Tensor]:
@@ -94,9 +100,10 @@ class AnnealedEstimate(Estimate):
 
     def _trust(self) -> list[str]:
         if self.num_flagged:
+            elsewhere = "" if self.start == "prior" else ", or begin elsewhere (start='prior')"
             return [
                 f"For {self.num_flagged} data {self.flag}: their errors may be larger than "
-                "printed; raise num_temperatures, or begin elsewhere (start='prior')."
+                f"printed; raise num_temperatures{elsewhere}."
             ]
         return [
             "No datum is flagged. A region that no chain has met is not seen by this: ask "

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from inference.errors import PairError, RequestError
@@ -16,14 +16,16 @@ from inference.evidence.ais import AIS
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
 from inference.evidence.importance import Importance
+from inference.evidence.proposals import prior_of
+from inference.evidence.smc import SMC
+from inference.evidence.smoothing import GOOD_SHARE
 from inference.isolation import derived_seed
 from inference.pair import as_arguments
 from inference.progress import say
 
 # Draws of the first look with a k-hat up to this one, and with a tenth of them effective, have
 # errors that are to be believed.
-GOOD_KHAT, GOOD_SHARE = 0.3, 0.1
-BY = ("importance", "ais")
+GOOD_KHAT = 0.3
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -31,11 +33,12 @@ class AutoEstimate(Estimate):
     """An `Estimate` of which each datum's value comes from one of two estimators.
 
     Args:
-        by: `[N]` int64, 0 for importance and 1 for AIS.
+        by: `[N]` int64, 0 for importance and 1 for chains.
         ess: `[N]`, effective sample size of what weighed the datum.
         lower, upper: `[N]`, ends of 0.95 intervals, as the datum's estimator makes them.
         num_temperatures: steps of a chain; 0 where there were none.
         num_chains: chains of a datum.
+        chains: the name of their estimator, `ais` or `smc`.
     """
 
     by: Tensor
@@ -44,10 +47,17 @@ class AutoEstimate(Estimate):
     upper: Tensor
     num_temperatures: int = 0
     num_chains: int = 0
+    chains: str = "ais"
 
     @property
     def flag(self) -> str:
-        return "k-hat is too large, log w spreads too far, or too few steps are accepted"
+        """Of the estimators that have flagged data; of both where none has."""
+        said = (
+            "the weights' k-hat is too large or unknown, or a first look at them was bad",
+            "log w spreads too far over chains, or too few steps are accepted",
+        )
+        found = set() if self.flagged is None else set((self.by[self.flagged] > 0).tolist())
+        return ", or ".join(said[chains] for chains in sorted(found or {False, True}))
 
     @property
     def num_by_chains(self) -> int:
@@ -73,7 +83,7 @@ class AutoEstimate(Estimate):
         return {
             **super().summary(),
             "num_by_importance": self.num_data - self.num_by_chains,
-            "num_by_ais": self.num_by_chains,
+            f"num_by_{self.chains}": self.num_by_chains,
             "num_temperatures": self.num_temperatures,
             "num_chains": self.num_chains,
             "median_ess": float(self.ess.median()),
@@ -81,7 +91,8 @@ class AutoEstimate(Estimate):
 
     def _how(self) -> str:
         draws = f"importance with {self.num_samples} samples"
-        chains = f"ais with {self.num_chains} chains of {self.num_temperatures} temperatures"
+        steps = f"{self.num_temperatures} temperatures"
+        chains = f"{self.chains} with {self.num_chains} chains of {steps}"
         if self.num_by_chains == 0:
             return draws
         if self.num_by_chains == self.num_data:
@@ -108,24 +119,32 @@ class AutoEstimate(Estimate):
         ]
 
 
+def _named(setting: Any) -> Any:
+    """A setting by its name; without one, of AIS."""
+    if isinstance(setting, str):
+        return {"name": setting}
+    return {"name": "ais", **setting} if isinstance(setting, Mapping) else setting
+
+
 class Auto(Estimator):
-    """Importance sampling for the data where a first look finds it good, AIS for the others.
+    """Importance sampling for the data where a first look finds it good, chains for the others.
 
     The look's draws decide and are then dropped: a datum whose own draws chose its estimator and
     were reported as well would be one whose draws look calm, which biases value and error. No
     value is the larger of two.
 
     Args:
-        look: K of the first look. A datum stays with importance where its k-hat is at most 0.3 and
-            its effective sample size at least K/10.
+        look: K of the first look. A datum stays with importance where its k-hat is at most 0.3 (or
+            unknown of a few distinct weights) and its effective sample size at least K/10.
         importance: for the data that stay.
-        chains: for the others. Where a pair has no chains (discrete latents), all stay.
+        chains: `AIS` or `SMC`, for the others. Where a pair has no such chains (discrete latents),
+            all stay, and those that look bad are flagged.
     """
 
     name: Literal["auto"] = "auto"
     look: int = Field(default=1_000, ge=100)
     importance: Importance = Field(default=Importance())
-    chains: AIS = Field(default=AIS())
+    chains: Annotated[AIS | SMC, Field(discriminator="name"), BeforeValidator(_named)] = AIS()
 
     def run(self, request: Request) -> Estimate:
         request.check_precision(self.name)
@@ -134,8 +153,17 @@ class Auto(Estimator):
         with request.tiled(1) as tiles:
             # Of a pair that takes all data at once, or draws them itself, no part can be asked for.
             whole = tiles.pair.whole or tiles.pair.subsampling == "own"
-        good, notes = self._look(request)
+        good = self._look(request)
+        refusal = "" if good.all() else self._refusal(request, self.chains)
+        # Where no chains fit, what looks bad stays as well, and is flagged.
+        doubtful = ~good if refusal else torch.zeros_like(good)
+        notes = (self._note(request, doubtful, refusal),) if refusal else ()
+        good = good | doubtful
+        if request.progress and not good.all():
+            rest = f"{self.chains.name} for {int((~good).sum())} data"
+            say(f"auto: importance for {int(good.sum())} data, {rest}")
         count = 1 if request.plate is None else len(arguments[0])
+        names = self.importance.name, self.chains.name
         parts: dict[int, tuple[Tensor, Estimate]] = {}
         for code, (estimator, index) in enumerate(
             ((self.importance, good.nonzero()[:, 0]), (self.chains, (~good).nonzero()[:, 0]))
@@ -149,52 +177,62 @@ class Auto(Estimator):
                 request,
                 data=rows,
                 seed=derived_seed("auto", request.seed, code),
-                kept=request.kept.within(BY[code]),
+                kept=request.kept.within(names[code]),
             )
             parts[code] = index, estimator.run(part)
-        return self._joined(request, parts, count, notes, time.perf_counter() - started)
+        return self._joined(request, parts, doubtful, notes, time.perf_counter() - started)
 
-    def _look(self, request: Request) -> tuple[Tensor, tuple[str, ...]]:
-        """`[N]` bool, the data that stay with importance; and what there is to say of that."""
+    def _look(self, request: Request) -> Tensor:
+        """`[N]` bool, the data that a first look finds good."""
         held = request.kept.get("look")
         if held is None:
             look = self.importance.model_copy(update={"num_samples": self.look})
             seed = derived_seed("look", request.seed)
             found = look.run(replace(request, seed=seed, kept=request.kept.within("look")))
             arrays = found.arrays()
-            held = [(arrays["khat"] <= GOOD_KHAT) & (arrays["ess"] >= GOOD_SHARE * self.look)]
+            tied = arrays["khat"].isnan() & ~arrays["flagged"]
+            calm = (arrays["khat"] <= GOOD_KHAT) | tied
+            held = [calm & (arrays["ess"] >= GOOD_SHARE * self.look)]
             request.kept.put("look", held)
-        good = held[0].bool()
-        if good.all():
-            return good, ()
-        refusal = self._refusal(request)
-        if refusal:
-            return torch.ones_like(good), (f"No chains for {int((~good).sum())} data: {refusal}.",)
-        if request.progress:
-            say(f"auto: importance for {int(good.sum())} data, ais for {int((~good).sum())}")
-        return good, ()
+        return held[0].bool()
 
-    def _refusal(self, request: Request) -> str:
+    def _refusal(self, request: Request, chains: AIS) -> str:
         """Why chains do not fit the pair; empty if they do."""
+        guide = prior_of(request.model) if chains.start == "prior" else None
         try:
-            with request.tiled(self.chains.num_chains, whole_rows=True) as tiles:
-                self.chains.space_of(tiles)
+            with request.tiled(chains.num_chains, whole_rows=True, guide=guide) as tiles:
+                chains.space_of(tiles)
         except PairError as error:
             return str(error)
         return ""
+
+    def _note(self, request: Request, doubtful: Tensor, refusal: str) -> str:
+        """What no chains mean for the data that need them, and what would fit."""
+        remedy = "mend the guide, or ask 'quadrature' or 'enumerate' where latents are few"
+        for start in ("guide", "gaussian", "prior"):
+            other = self.chains.model_copy(update={"start": start, "space": "auto"})
+            if other != self.chains and not self._refusal(request, other):
+                kind = type(other).__name__
+                remedy = f"Auto(chains={kind}(start='{start}')) has chains for this pair"
+                break
+        return (
+            f"No chains for {int(doubtful.sum())} data: {refusal}. These stay with importance and "
+            f"are flagged, for their first {self.look} weights have a k-hat above {GOOD_KHAT}, or "
+            f"none, or an effective sample size below {GOOD_SHARE:.0%}; {remedy}."
+        )
 
     def _joined(
         self,
         request: Request,
         parts: Mapping[int, tuple[Tensor, Estimate]],
-        count: int,
+        doubtful: Tensor,
         notes: tuple[str, ...],
         seconds: float,
     ) -> AutoEstimate:
         held: dict[int, dict[str, Tensor]] = {}
 
         def scattered(name: str) -> Tensor:
-            found = torch.full((count,), torch.nan, dtype=torch.float64)
+            found = torch.full((len(doubtful),), torch.nan, dtype=torch.float64)
             for index, part in parts.values():
                 found[index] = held[id(part)][name].double()
             return found
@@ -216,14 +254,15 @@ class Auto(Estimator):
             lower=scattered("lower"),
             upper=scattered("upper"),
             by=scattered("by").long(),
-            flagged=scattered("flagged").bool(),
+            flagged=scattered("flagged").bool() | doubtful,
             quantity=request.quantity,
             estimator=self.name,
             num_samples=self.importance.num_samples,
+            chains=self.chains.name,
             num_chains=chains.num_samples if chains else 0,
             num_temperatures=getattr(chains, "num_temperatures", 0),
             bias_direction="low in expectation",
-            degrees=min(part.degrees for part in each),
+            degrees=min(part.fewest_degrees for part in each),
             tile=max(part.tile for part in each),
             seed=request.seed,
             seconds=seconds,

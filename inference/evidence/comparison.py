@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inference.errors import RequestError
+from inference.evidence.showing import as_html
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,20 +70,26 @@ class Comparison:
             "num_flagged": int(self.flagged.sum()),
         }
 
+    def _repr_html_(self) -> str:
+        """A table, and the paragraph."""
+        return as_html(self)
+
     def __repr__(self) -> str:
         return f"Comparison({self})"
 
     def __str__(self) -> str:
+        part = f"{self.mc_std_error:.2g} of it" if self.mc_std_error < self.std_error else "all"
         said = [
-            f"{self.first.quantity}: {self.mean:+.3g} nats per datum (mean of "
-            f"{len(self.difference)}, paired). For new data of the same source its standard error "
-            f"is {self.std_error:.2g}; {self.mc_std_error:.2g} of it would go with more samples, "
-            f"and biases differ by an estimated {self.bias_estimate:.2g}."
+            f"Difference of {self.first.quantity}, the first less the second: {self.mean:+.3g} "
+            f"nats per datum (mean of {len(self.difference)}, paired). For new data of the same "
+            f"source its standard error is {self.std_error:.2g}; {part} is Monte-Carlo error, "
+            "which shrinks with more samples, and biases differ by an estimated "
+            f"{self.bias_estimate:.2g}."
         ]
         if self.first.estimator != self.second.estimator:
             said.append(
-                f"One is by {self.first.estimator}, the other by {self.second.estimator}: their "
-                "biases may differ by more than the models."
+                f"The first is by {self.first.estimator}, the second by {self.second.estimator}: "
+                "part of the difference may be that of the estimators."
             )
         if self.flagged.any():
             said.append(

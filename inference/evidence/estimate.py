@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from inference.errors import RequestError
@@ -26,7 +27,8 @@ class Estimate:
         quantity: what is estimated, e.g. "log p(x)".
         estimator, num_samples: how, and by how many draws (or chains, or points) of each datum.
         bias_direction: in words.
-        degrees: of freedom of the errors, for intervals: draws less one, infinite for many.
+        degrees: of freedom of the errors, for intervals, `[N]` or one for all: draws less one,
+            infinite for many.
         elbo: `[N]`, the mean log-weight where draws begin, a lower bound on log p(x); NaN where
             there is none.
         flagged: `[N]`, where the errors are not to be believed; None where nothing tells.
@@ -50,7 +52,7 @@ class Estimate:
     tile: tuple[int, int]
     seed: int
     seconds: float
-    degrees: float = math.inf
+    degrees: float | Tensor = math.inf
     flagged: Tensor | None = None
     engine: str = "eager"
     engine_reason: str = "as asked"
@@ -109,8 +111,14 @@ class Estimate:
             raise RequestError(f"level: got {level!r}; expected a share between 0 and 1, e.g. 0.95")
         from scipy.stats import t
 
-        half = float(t.ppf(0.5 + level / 2, self.degrees)) * self.std_error
+        times = t.ppf(0.5 + level / 2, torch.as_tensor(self.degrees).cpu().numpy())
+        half = torch.as_tensor(times, dtype=torch.float64) * self.std_error
         return self.value - half, self.value + half
+
+    @property
+    def fewest_degrees(self) -> float:
+        """The least of the data's degrees of freedom."""
+        return float(torch.as_tensor(self.degrees).min())
 
     def arrays(self) -> dict[str, Tensor]:
         """The per-datum tensors by name."""

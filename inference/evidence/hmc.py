@@ -67,7 +67,7 @@ def move(
             dimension.
         num_leapfrog: gradients that the step costs.
         keep: c, the share of the old momentum.
-    A proposal that is not a number, or has f_beta = 0, is rejected.
+    A proposal whose f_beta is no number, infinite or 0 is rejected.
     """
 
     def log_f(at: Chains) -> Tensor:
@@ -88,8 +88,9 @@ def move(
         u = there.u + step * v
         there = Chains(u, v, *_with_slopes(ends, u, data))
         there = there._replace(v=v + 0.5 * step * slope(there))
-    gain = log_f(there) - kinetic(there.v) - log_f(here) + kinetic(here.v)
-    gain = torch.where(gain.isnan(), -math.inf, gain)
+    ahead = log_f(there) - kinetic(there.v)
+    gain = ahead - log_f(here) + kinetic(here.v)
+    gain = torch.where(gain.isnan() | (ahead == math.inf), -math.inf, gain)
     accepted = log_uniform < gain
     back = here._replace(v=-here.v)
     new = []

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from inference.errors import NonFiniteError
 from inference.evidence import streaming
+from inference.evidence.blame import blame, first_wrong
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
 from inference.evidence.kept import Kept
@@ -42,6 +43,11 @@ class Importance(Estimator):
 
     Low in expectation, by about var(w)/(2K); unbiased on the weight scale. Its error is
     s^2 = 1/ESS - 1/K with ESS = (sum w)^2 / sum w^2.
+
+    Flagged are data whose weights have a heavy tail: their k-hat is above its threshold, or unknown
+    for want of samples. Discrete latents with few values have few distinct weights and no tail;
+    there k-hat is unknown, and flagged are data with ESS < K/10. A value that the guide gives too
+    little is so seen once it is drawn; one that is never drawn is not seen.
 
     Args:
         num_samples: K.
@@ -83,15 +89,13 @@ class Importance(Estimator):
             if request.precision in ("bfloat16", "tf32"):
                 notes = (_precision_note(tiles, results["value"], request.precision),)
         held = {name: tensor.cpu() for name, tensor in results.items()}
-        threshold = khat_threshold(self.num_samples)
         return WeightedEstimate(
             **held,  # type: ignore[arg-type]
-            flagged=~(held["khat"] <= threshold),
             quantity=request.quantity,
             estimator=self.name,
             num_samples=self.num_samples,
             bias_direction="low in expectation",
-            khat_threshold=threshold,
+            khat_threshold=khat_threshold(self.num_samples),
             proposal=self._words(),
             tile=(tiles.data_per_tile, tiles.samples_per_tile),
             seed=request.seed,
@@ -143,13 +147,13 @@ def _rounding_note(worst: float) -> tuple[str, ...]:
 
 
 def finished(weighing: Weighing, bar: Progress, kept: Kept) -> Iterator[dict[str, Tensor]]:
-    """What `streaming.finish` says of all data, and their rounding, a good number at a time."""
+    """What `streaming.judged` says of all data, and their rounding, a good number at a time."""
     device = weighing.tiles.device
     for first, state in stream(weighing, bar, done=lambda first: kept.has(f"weighed/{first}")):
         if state is None:
             yield kept.get_named(f"weighed/{first}", device)
         else:
-            found = {**streaming.finish(state), "rounding": state.rounding}
+            found = {**streaming.judged(state), "rounding": state.rounding}
             kept.put_named(f"weighed/{first}", found)
             yield found
 
@@ -230,22 +234,7 @@ def _raise_blame(tiles: Tiles, starts: Sequence[int]) -> None:
         for column in tiles.columns():
             tile = tiles.tile(start, column)
             record = tiles.score(tile)
-            if not bool((record.log_weight < math.inf).all()):
-                raise NonFiniteError(_blame(record, tile.start))
+            where = first_wrong(record.log_weight)
+            if where is not None:
+                raise NonFiniteError(blame(record, where, tile.start))
     raise NonFiniteError(f"log w of a datum from {starts[0]} on is NaN or infinite")
-
-
-def _blame(record: LogWeights, start: int) -> str:
-    wrong = ~(record.log_weight < math.inf).reshape(len(record.log_weight), -1)
-    where = int(wrong.any(0).nonzero()[0])
-    for part, scores in (("guide", record.log_q), ("model", record.log_p)):
-        worst = -math.inf if part == "guide" else math.inf
-        for name, value in scores.items():
-            column = value.reshape(len(value), -1)[:, where]
-            if bool((column.isnan() | (column == worst)).any()):
-                kind = "a NaN" if bool(column.isnan().any()) else f"an infinite ({worst})"
-                return (
-                    f"log w of datum {start + where} is NaN or infinite: site '{name}' of the "
-                    f"{part} has {kind} log-density; check its parameters"
-                )
-    return f"log w of datum {start + where} is NaN: infinite log-densities cancel"

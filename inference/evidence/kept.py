@@ -20,7 +20,7 @@ from inference.tensor_files import digest, read_tensors, write_tensors
 from inference.tiles import numbers_per_tile, tiled
 
 SECONDS = 15.0  # between two writes
-FORMAT = 1
+FORMAT = 2
 
 
 class Kept:
@@ -69,8 +69,17 @@ class Kept:
         if self.path is None:
             return
         self._parts[name] = [tensor.detach().cpu().clone() for tensor in tensors]
-        if time.monotonic() - self._written > SECONDS:
+        if self.due:
             self._write()
+
+    @property
+    def due(self) -> bool:
+        """Is it time to keep what is half done, too?"""
+        return self.path is not None and time.monotonic() - self._written > SECONDS
+
+    def drop(self, name: str) -> None:
+        """Keep a part no longer."""
+        self._parts.pop(name, None)
 
     def has(self, name: str) -> bool:
         """Is there such a part, with names?"""
@@ -127,6 +136,13 @@ class Within(Kept):
 
     def put(self, name: str, tensors: Sequence[Tensor]) -> None:
         self._kept.put(f"{self._name}/{name}", tensors)
+
+    @property
+    def due(self) -> bool:
+        return self._kept.due
+
+    def drop(self, name: str) -> None:
+        self._kept.drop(f"{self._name}/{name}")
 
 
 def pair_digest(model: Callable, guide: Callable, data: Data, **options: Any) -> str:

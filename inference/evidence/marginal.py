@@ -67,8 +67,8 @@ def log_marginal(
             it, and has an equal result; it is removed at the end.
     Returns: an `Estimate`, float64 tensors on the CPU.
     Raises: `PairError` (pair and question do not fit), `RequestError`, `NonFiniteError` (a weight
-        is NaN; names datum and site), `CheckpointError` (the file belongs to another question, or
-        is damaged).
+        is NaN or infinite; names datum and site), `CheckpointError` (the file belongs to another
+        question, or is damaged).
     """
     estimator = member("estimator", estimator, Estimator, ESTIMATORS)
     check_engine(engine)

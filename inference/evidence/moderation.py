@@ -53,6 +53,22 @@ def moderated(variance: Tensor, degrees: float) -> Moderated:
     return Moderated(found, degrees + prior)
 
 
+def seldom_below(degrees: float) -> float:
+    """What one in twenty of chi^2_d / d lies below."""
+    return _quantile(0.05, degrees)
+
+
+def seldom_above(degrees: float) -> float:
+    """What one in twenty of chi^2_d / d lies above."""
+    return _quantile(0.95, degrees)
+
+
+def _quantile(share: float, degrees: float) -> float:
+    from scipy.stats import chi2
+
+    return float(chi2.ppf(share, degrees)) / degrees
+
+
 def inverse_trigamma(value: float) -> float:
     """x with trigamma(x) = value >= 1e-6, by Newton's steps on 1 / trigamma."""
     if value > 1e7:

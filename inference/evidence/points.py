@@ -72,6 +72,10 @@ class Points:
         rows = value.movedim(axis, 1)
         return rows.reshape(num_chains, rows.shape[1], -1)
 
+    def value(self, rows: Tensor, name: str) -> Tensor:
+        """The site's value that holds `[chains, data, numbers]`."""
+        return self._full(rows, self.places[name])
+
     def _full(self, part: Tensor, place: Place) -> Tensor:
         if not place.dtype.is_floating_point:  # whole numbers, beside others that are not
             part = part.to(place.dtype)

@@ -181,7 +181,7 @@ def _joined(parts: list[Estimate], seed: int, seconds: float) -> PredictiveEstim
         "std_error": torch.where(share > 0, share * errors, 0.0).square().sum(1).sqrt() / num_draws,
         "elbo": _log_mean(torch.stack([part.elbo for part in parts], 1)),
         "flagged": torch.stack(flags).any(0) if flags else None,
-        "degrees": min(part.degrees for part in parts),
+        "degrees": min(part.fewest_degrees for part in parts),
         "seed": seed,
         "seconds": seconds,
     }

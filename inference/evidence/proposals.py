@@ -21,6 +21,7 @@ from inference.isolation import own_randomness
 from inference.pair import Pair
 from inference.particles import Given, Scorer
 from inference.record import LogWeights
+from inference.supports import is_point
 
 
 def prior_of(model: Callable, summed: Collection[str] = ()) -> Callable:
@@ -137,7 +138,8 @@ def points_of(record: LogWeights, pair: Pair, *, folded: bool) -> Points:
 class Widened(Messenger):
     """Let Gaussian sites of a guide draw `width` times as far from their centre.
 
-    Of transformed Gaussians (flows), the noise that they begin with.
+    Of transformed Gaussians (flows), the noise that they begin with; of points that are functions
+    of auxiliary draws (Pyro's automatic guides), these draws.
     Raises: `PairError` for other sites.
     """
 
@@ -148,13 +150,13 @@ class Widened(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["type"] != "sample" or not hasattr(msg["fn"], "event_shape"):
             return
-        if type(msg["fn"]).__name__ != "_Subsample":
-            msg["fn"] = _widened(msg["name"], msg["fn"], self.width)
+        if type(msg["fn"]).__name__ != "_Subsample" and not is_point(msg["fn"]):
+            msg["fn"] = _widened(msg, msg["fn"], self.width)
 
 
-def _widened(name: str, fn, width: float):
+def _widened(site: Any, fn, width: float):
     if isinstance(fn, Independent):
-        return _widened(name, fn.base_dist, width).to_event(fn.reinterpreted_batch_ndims)
+        return _widened(site, fn.base_dist, width).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, Normal):
         return Normal(fn.loc, width * fn.scale)
     if isinstance(fn, StudentT):
@@ -167,8 +169,11 @@ def _widened(name: str, fn, width: float):
         )
     if isinstance(fn, TransformedDistribution):
         # Not its own kind (LogNormal), which is made of other arguments.
-        return PyroTransformed(_widened(name, fn.base_dist, width), fn.transforms)
+        return PyroTransformed(_widened(site, fn.base_dist, width), fn.transforms)
+    # Draws beside the latents have no density that a mixture could take at the prior's.
+    beside = site["infer"].get("is_auxiliary")
+    others = "" if beside else ", or 'defensive' where the guide can be scored at any latents"
     raise PairError(
-        f"site '{name}' of the guide draws from {type(fn).__name__}, which has no width to widen; "
-        "use proposal='defensive'"
+        f"site '{site['name']}' of the guide draws from {type(fn).__name__}, which has no width to "
+        f"widen; use proposal='prior'{others}"
     )

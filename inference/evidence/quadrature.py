@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import max_pool1d, max_pool2d
 
-from inference.errors import PairError
+from inference.errors import NonFiniteError, PairError
+from inference.evidence.blame import blame
 from inference.evidence.estimate import Estimate
 from inference.evidence.estimator import Estimator, Request
 from inference.evidence.space import Data, GaussianStart, LatentSpace
@@ -40,6 +43,13 @@ class Box(NamedTuple):
         return Box(*(tensor[part] for tensor in self))
 
 
+class Wrong(NamedTuple):
+    """A point `[1, data, D]` where the integrand of one of the data is no number."""
+
+    u: Tensor
+    where: int
+
+
 class Found(NamedTuple):
     """What a grid tells, `[data]`."""
 
@@ -47,6 +57,7 @@ class Found(NamedTuple):
     rounding: Tensor  # nats by which the integrand may be off
     wide_enough: Tensor  # does nothing of weight lie at the grid's edge?
     box: Box  # for the next grid
+    wrong: Wrong | None  # a point that counts and has no number
 
 
 class Quadrature(Estimator):
@@ -59,7 +70,7 @@ class Quadrature(Estimator):
     many pixels). The error is the last change, or the rounding where that is larger: no estimate of
     chance. A peak between the points of the first grid, or beyond them, is not seen.
     Raises: `PairError` for more than two numbers a datum, for discrete latents, and where the grid
-        never stands still.
+        never stands still; `NonFiniteError` where p(x, z) is no number beside where it counts.
     """
 
     name: Literal["quadrature"] = "quadrature"
@@ -85,9 +96,11 @@ class Quadrature(Estimator):
                     seeded(tiles, tile, "quadrature")
                     held = request.kept.get(f"weighed/{start}", tiles.device)
                     if held is None:
-                        *data, loc, scale = space.prepared(data)  # type: ignore[assignment]
-                        box = _first(space.inner, tuple(data), loc.double(), scale.double())
-                        value, change, points = self._refined(space.inner, tuple(data), box)
+                        given = space.prepared(data)
+                        _check_laid(space, given, start)
+                        *known, loc, scale = given
+                        box = _first(space.inner, tuple(known), loc.double(), scale.double())
+                        value, change, points = self._refined(space.inner, tuple(known), box, start)
                         held = [value, change, torch.tensor([points])]
                         request.kept.put(f"weighed/{start}", held)
                     parts.append(held[:2])
@@ -108,14 +121,23 @@ class Quadrature(Estimator):
             precision=request.precision,
         )
 
-    def _refined(self, space: LatentSpace, data: Data, box: Box) -> tuple[Tensor, Tensor, int]:
-        """The integral and its last change, `[data]`, and the points of the last grid."""
+    def _refined(
+        self, space: LatentSpace, data: Data, box: Box, first: int
+    ) -> tuple[Tensor, Tensor, int]:
+        """The integral and its last change, `[data]`, and the points of the last grid.
+
+        `first`: the index of the first datum.
+        """
         spacing, before, calm = SPACING, None, 0
+        grid: Found | None = None
         change = torch.full_like(box.low[:, 0], math.inf)
         while True:
             sides = (box.high - box.low) / (spacing * box.deviation)
+            _check_sides(sides, first)
             counts = [max(5, int(c)) for c in sides.amax(0).ceil() + 1]
             if math.prod(counts) > MOST_POINTS:
+                if grid is not None:
+                    _check_numbers(grid, space, data, first)
                 worst = int(change.argmax())
                 raise PairError(
                     f"quadrature: an integral still moves by {float(change[worst]):.2g} nats "
@@ -123,10 +145,10 @@ class Quadrature(Estimator):
                 )
             num_data = len(box.low)
             if math.prod(counts) * num_data > HEIGHTS_AT_ONCE and self._can_split(space, num_data):
-                halves = slice(None, num_data // 2), slice(num_data // 2, None)
+                half = num_data // 2
                 found = [
-                    self._refined(space, tuple(a[half] for a in data), box.of(half))
-                    for half in halves
+                    self._refined(space, tuple(a[part] for a in data), box.of(part), first + skip)
+                    for part, skip in ((slice(None, half), 0), (slice(half, None), half))
                 ]
                 value, change = (torch.cat(p) for p in zip(*(f[:2] for f in found), strict=True))
                 return value, change, max(f[2] for f in found)
@@ -137,6 +159,7 @@ class Quadrature(Estimator):
                 close = change <= grid.rounding.clamp_min(self.tolerance)
                 calm = calm + 1 if bool((close & grid.wide_enough).all()) else 0
                 if calm == 2:
+                    _check_numbers(grid, space, data, first)
                     beyond = torch.where(grid.rounding > self.tolerance, grid.rounding, 0.0)
                     return grid.value, torch.maximum(change, beyond), math.prod(counts)
             before, box = grid.value, grid.box
@@ -162,8 +185,10 @@ class Quadrature(Estimator):
             log_p: Tensor = sum(record.log_p.values())  # type: ignore[assignment]
             log_f.append(log_p.reshape(len(u), -1) + volume)
             ulps.append(record.ulp.reshape(len(u), -1))
-        # What is not a number counts for nothing, as it does where chains meet it.
-        heights = torch.cat(log_f).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        # What is no number counts for nothing, as it does where chains meet it.
+        found = torch.cat(log_f)
+        broken = ~(found < math.inf)
+        heights = torch.where(broken, -math.inf, found)
         cells = width / (torch.tensor(counts, device=device) - 1)
         total = heights.logsumexp(0)
         share = torch.where(total > -math.inf, heights - total, -math.inf).exp()  # [M, data]
@@ -190,7 +215,62 @@ class Quadrature(Estimator):
             wide_enough &= ~(matters[0] | matters[-1])
         # A peak between points is not lost: the next grid is no finer than a quarter of a cell.
         deviation = torch.maximum(deviation, 0.25 * cells)
-        return Found(total + cells.log().sum(-1), rounding, wide_enough, Box(low, high, deviation))
+        box_after = Box(low, high, deviation)
+        value = total + cells.log().sum(-1)
+        wrong = None
+        place = self._beside_weight(broken, share, counts) if bool(broken.any()) else None
+        if place is not None:
+            point, where = place
+            wrong = Wrong((box.low + width * grid[point]).unsqueeze(0).to(dtype), where)
+        return Found(value, rounding, wide_enough, box_after, wrong)
+
+    def _beside_weight(
+        self, broken: Tensor, share: Tensor, counts: list[int]
+    ) -> tuple[int, int] | None:
+        """The first point and datum where a height is no number beside one that has weight.
+
+        Far from all weight, where numbers overflow, that says nothing; where none has weight, it
+        says all. `broken`, `share`: `[M, data]`.
+        """
+        num_points, num_data = share.shape
+        weighty = (share * num_points > 0.1 * self.tolerance).double()
+        pool = max_pool1d if len(counts) == 1 else max_pool2d
+        near = pool(weighty.T.reshape(num_data, 1, *counts), 3, stride=1, padding=1)
+        alone = share.sum(0) == 0
+        wrong = broken & ((near.reshape(num_data, num_points).T > 0) | alone)
+        if not bool(wrong.any()):
+            return None
+        where = int(wrong.any(0).nonzero()[0])
+        return int(wrong[:, where].nonzero()[0]), where
+
+
+def _check_laid(space: GaussianStart, data: Data, first: int) -> None:
+    """Raises: `NonFiniteError` where the guide's draws, which tell where a grid lies, are none."""
+    loc, scale = data[-2:]
+    unknown = ~(loc.isfinite() & scale.isfinite()).all(-1)
+    if bool(unknown.any()):
+        where = int(unknown.nonzero()[0])
+        record = space.suspect(loc.unsqueeze(0), data, where)
+        raise NonFiniteError(blame(record, where, first))
+
+
+def _check_sides(sides: Tensor, first: int) -> None:
+    """Raises: `PairError` where a grid would have no end."""
+    endless = ~sides.isfinite().all(-1)
+    if bool(endless.any()):
+        raise PairError(
+            f"quadrature: no grid can be laid for datum {first + int(endless.nonzero()[0])}: its "
+            "integrand does not die out, or the guide's draws for it are all the same; use "
+            "estimator='ais'"
+        )
+
+
+def _check_numbers(found: Found, space: LatentSpace, data: Data, first: int) -> None:
+    """Raises: `NonFiniteError` where the integrand is no number beside points that have weight."""
+    if found.wrong is not None:
+        record, _ = space.record(found.wrong.u, data)
+        record = replace(record, log_q={})  # that of the prior, which is part of log p
+        raise NonFiniteError(blame(record, found.wrong.where, first))
 
 
 def _first(space: LatentSpace, data: Data, loc: Tensor, scale: Tensor) -> Box:

@@ -6,15 +6,18 @@ import math
 from html import escape
 from typing import Any
 
+# What a row is called, how its number is written, and what is said beside it.
 ROWS = {
-    "log_px": "nats per datum",
-    "mc_std_error": "shrinks with samples and data",
-    "bias_estimate": "shrinks with samples only",
-    "test_std_error": "for new data of the same source",
-    "elbo": "a lower bound",
-    "upper": "the upper bound",
-    "gap": "between the bounds",
-    "num_flagged": "data whose errors are not to be believed",
+    "log_px": ("", ".3f", "nats per datum"),
+    "difference": ("difference", "+.3g", "nats per datum, the first less the second"),
+    "std_error": ("standard error", ".2g", "for new data of the same source"),
+    "mc_std_error": ("Monte-Carlo error", ".2g", "shrinks with samples and data"),
+    "bias_estimate": ("estimated bias", ".2g", "shrinks with samples only"),
+    "test_std_error": ("test-set error", ".2g", "for new data of the same source"),
+    "elbo": ("ELBO", ".3f", "a lower bound"),
+    "upper": ("upper", ".3f", "the upper bound"),
+    "gap": ("gap", ".2g", "between the bounds"),
+    "num_flagged": ("flagged", "d", "data whose errors are not to be believed"),
 }
 
 
@@ -22,12 +25,12 @@ def as_html(estimate: Any) -> str:
     """A table of the numbers, and the paragraph that says how far to trust them."""
     summary = estimate.summary()
     rows = []
-    for name, text in ROWS.items():
+    for name, (called, style, text) in ROWS.items():
         value = summary.get(name)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             continue
-        shown = str(value) if isinstance(value, int) else f"{value:.3f}"
-        label = estimate.quantity if name == "log_px" else name.replace("_", " ")
+        shown = format(value, style)
+        label = called or summary["quantity"]
         rows.append(
             f"<tr><th style='text-align:left'>{escape(label)}</th>"
             f"<td style='text-align:right'>{shown}</td>"

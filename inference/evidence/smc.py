@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from inference.evidence.ais import AIS, Errors, Weighed, log_mean
 from inference.evidence.hmc import Chains
-from inference.evidence.moderation import moderated
+from inference.evidence.midway import Midway
+from inference.evidence.moderation import moderated, seldom_above
 from inference.evidence.space import Data
 from inference.evidence.tempering import Tuned, Walk
 from inference.progress import Progress
@@ -44,18 +45,30 @@ class SMC(AIS):
         resample_below: the effective share of particles below which a datum's are resampled.
     """
 
+    skew: ClassVar[float] = 0.0  # so many particles need none
     name: Literal["smc"] = "smc"  # type: ignore[assignment]
     num_chains: int = Field(default=64, ge=2)
     resample_below: float = Field(default=0.5, ge=0, le=1)
 
     def weigh(
-        self, walk: Walk, data: Data, tuned: Tuned, betas: Tensor, bar: Progress | None
+        self,
+        walk: Walk,
+        data: Data,
+        tuned: Tuned,
+        betas: Tensor,
+        bar: Progress | None,
+        midway: Midway | None,
     ) -> Weighed:
-        return sequential(walk, data, tuned, betas, self.num_chains, self.resample_below, bar)
+        share = self.resample_below
+        return sequential(walk, data, tuned, betas, self.num_chains, share, bar, midway)
 
     def errors(self, found: Weighed) -> Errors:
-        variance, degrees = moderated(found.variance, self.num_chains / RELATED)
-        variance = torch.maximum(variance, found.variance)  # as for AIS
+        own, own_degrees = found.variance, self.num_chains / RELATED
+        variance, shared = moderated(own, own_degrees)
+        # What is larger than chance allows is no datum like the others, and keeps its own.
+        odd = own > variance * seldom_above(own_degrees)
+        variance = torch.where(odd, own, variance)
+        degrees = torch.where(odd, own_degrees, torch.full_like(own, shared))
         calm = variance.sqrt() <= MAX_ERROR  # NaN is not
         variance = variance.nan_to_num(1.0)  # that of one ancestor of all
         return Errors(variance.sqrt(), (self.num_chains * variance).sqrt(), degrees, calm)
@@ -111,16 +124,24 @@ def sequential(
     num_particles: int,
     resample_below: float,
     bar: Progress | None = None,
+    midway: Midway | None = None,
 ) -> Weighed:
     """What particles that share ancestors say."""
-    chains = walk.begin(data, num_particles)
-    bound = chains.log_ratio.mean(0)
-    log_w = torch.zeros_like(chains.start)
-    log_z, resamplings = torch.zeros_like(log_w[0]), torch.zeros_like(log_w[0])
-    acceptance = torch.zeros_like(log_z)
+    resumed = midway.resume() if midway else None
+    if resumed is None:
+        done, chains = 0, walk.begin(data, num_particles)
+        bound = chains.log_ratio.mean(0)
+        log_w = torch.zeros_like(chains.start)
+        log_z, resamplings = torch.zeros_like(log_w[0]), torch.zeros_like(log_w[0])
+        acceptance = torch.zeros_like(log_z)
+        eve = torch.arange(num_particles, device=log_w.device).unsqueeze(1).expand(log_w.shape)
+    else:
+        done, (*parts, log_w, acceptance, bound, log_z, resamplings, eve) = resumed
+        chains = Chains(*parts)
+        if bar is not None:
+            bar.advance(done)
     itself = torch.arange(num_particles, device=log_w.device).unsqueeze(1).expand(log_w.shape)
-    eve = itself
-    for i in range(1, len(betas)):
+    for i in range(done + 1, len(betas)):
         log_w = log_w + (betas[i] - betas[i - 1]) * chains.log_ratio
         weight = log_w.softmax(0)
         due = 1 / weight.square().sum(0) < resample_below * num_particles
@@ -134,9 +155,12 @@ def sequential(
             resamplings = resamplings + due
         moved = walk.move(chains, betas[i], tuned, data)
         chains = moved.chains
-        acceptance += moved.acceptance.mean(0) / (len(betas) - 1)
+        acceptance = acceptance + moved.acceptance.mean(0) / (len(betas) - 1)
         if bar is not None:
             bar.advance()
+        if midway is not None:
+            state = [*chains, log_w, acceptance, bound, log_z, resamplings, eve]
+            midway.keep(i, state)
     log_z = log_z + log_mean(log_w)
     weight = log_w.softmax(0)
     variance = relative_variance(weight, eve, resamplings)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 MIN_TAIL = 5  # a Pareto shape is not fitted to fewer draws
+GOOD_SHARE = 0.1  # of the samples: an effective sample size from here on is good
 MOST_NUMBERS = 2**20  # of one fit: 64 data of 5,000 samples, or 16 of 10^5
 
 
@@ -36,7 +37,7 @@ def pareto_khat(log_weights: Tensor, *, resolution: Tensor | float = 0.0) -> Ten
         resolution: `[N]`; a spread of log-weights within it is rounding, not variation.
     Returns: `[N]` float64. -inf for constant weights; NaN where there are too few draws, or too
         few above the tail's cutoff (ties), for a fit; inf where the largest few outweigh all
-        others beyond floating point.
+        others beyond floating point. Of a few distinct weights (`is_tied`) it tells nothing.
     """
     log_weights = log_weights.double()
     num_samples = log_weights.shape[1]
@@ -49,6 +50,25 @@ def num_largest(num_samples: int) -> int:
     """How many of K log-weights `fit_tail` needs: the tail and its cutoff, if it can be fitted."""
     tail = tail_length(num_samples)
     return tail + 1 if tail >= MIN_TAIL else 0
+
+
+def is_tied(tail: Tensor, rounding: Tensor) -> Tensor:
+    """`[N]` bool: is each distinct weight of the tail there twice or more, on average?
+
+    So it is where latents are discrete and have few values. Weights are bounded there, and what a
+    fit says depends on where the cutoff falls among them. Weights of 0 are no part of this, and
+    many steps that are no larger than rounding are no ties, but a continuous tail that is rounded.
+
+    Args:
+        tail: as in `fit_tail`.
+        rounding: `[N]`, nats by which a log-weight may be off.
+    """
+    above = tail[:, 1:]  # what is not, is the cutoff
+    there = torch.isfinite(above)
+    steps = above.diff(dim=1).where(there[:, :-1], 0.0)
+    count, distinct = there.sum(1), 1 + (steps > 0).sum(1)
+    apart = (distinct < MIN_TAIL) | (steps.sum(1) > distinct * rounding)
+    return (count >= MIN_TAIL) & (2 * distinct <= count) & apart
 
 
 def largest(log_weights: Tensor, count: int) -> Tensor:

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from inference.evidence import corrections
-from inference.evidence.smoothing import fit_tail, largest, num_largest
+from inference.evidence.smoothing import (
+    GOOD_SHARE,
+    fit_tail,
+    is_tied,
+    khat_threshold,
+    largest,
+    num_largest,
+)
 
 # Nats. A spread of log w below its rounding is called none only where that rounding is this small.
 MAX_ROUNDING = 1e-2
@@ -161,3 +168,23 @@ def finish(state: Moments) -> dict[str, Tensor]:
         "jackknife": torch.where(no_weight | constant & (num_samples > 1), value, jackknife),
         "psis": torch.where(no_weight, value, psis),
     }
+
+
+def judged(state: Moments) -> dict[str, Tensor]:
+    """What `finish` says, and `flagged` `[N]` bool: is an error not to be believed?
+
+    Where k-hat exceeds its threshold, or is unknown for want of weights. Of a few distinct weights,
+    as discrete latents have them, k-hat is unknown (NaN) as well, and the effective sample size
+    judges: flagged below K/10. A value of the latents that no draw has is seen by neither.
+    """
+    found, num_samples = finish(state), state.num_samples
+    tail = state.tail.sort(1).values
+    tied = is_tied(tail[:, tail.shape[1] - num_largest(num_samples) :], state.rounding)
+    # Ties by rounding that may hide a bad guide excuse nothing.
+    tied &= (found["khat"] != -math.inf) & (state.rounding <= MAX_ROUNDING)
+    good = torch.where(
+        tied,
+        found["ess"] >= GOOD_SHARE * num_samples,
+        found["khat"] <= khat_threshold(num_samples),
+    )
+    return {**found, "khat": torch.where(tied, math.nan, found["khat"]), "flagged": ~good}

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inference.errors import EngineWarning, Untraceable
+from inference.errors import EngineWarning, NonFiniteError, Untraceable
+from inference.evidence.blame import blame, first_wrong
 from inference.evidence.hmc import Chains, Moved, begin, move
 from inference.evidence.space import Data, Space
 from inference.isolation import derived_seed, own_randomness, seed_torch
@@ -65,6 +66,7 @@ class Walk:
         self.engine, self.reason = "eager", "as asked"
         self._kernel: Staged | None = None
         self._shared: list[Tensor] = []
+        self._first = 0  # datum of the tile at hand
         if engine == "eager":
             return
         if engine == "auto" and num_moves < MOVES_TO_REPAY:
@@ -89,6 +91,7 @@ class Walk:
         if count < size and not self.tiles.pair.whole:
             rows = tuple(torch.cat([a, a[-1:].expand(size - count, *a.shape[1:])]) for a in rows)
         num_real = count if self.tiles.pair.data_dim is not None else 1
+        self._first = tile.start
         seeded(self.tiles, tile, "prepared")
         data = self.space.prepared(rows)
         if self._kernel is not None:  # what all moves on these data have in common
@@ -96,9 +99,16 @@ class Walk:
         return data, num_real
 
     def begin(self, data: Data, num_chains: int) -> Chains:
-        """Chains at independent draws from f_0."""
+        """Chains at independent draws from f_0.
+
+        Raises: `NonFiniteError` where log f_1 / f_0 is NaN or +inf; a target of 0 is none of these.
+        """
         u = self.space.draw(data, num_chains)
-        return self.begin_at(u, data)
+        chains = self.begin_at(u, data)
+        where = first_wrong(chains.log_ratio)
+        if where is not None:
+            raise NonFiniteError(blame(self.space.suspect(u, data, where), where, self._first))
+        return chains
 
     def begin_at(self, u: Tensor, data: Data) -> Chains:
         """Chains at these points, with fresh momenta."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from inference.evidence.estimate import Estimate
-from inference.evidence.smoothing import MIN_TAIL, tail_length
+from inference.evidence.smoothing import GOOD_SHARE, MIN_TAIL, tail_length
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -18,7 +18,8 @@ class WeightedEstimate(Estimate):
 
     Args:
         ess: `[N]`, effective sample size of the weights.
-        khat: `[N]`, Pareto tail index; -inf for constant weights, NaN where it is unknown.
+        khat: `[N]`, Pareto tail index; -inf for constant weights, NaN where it is unknown: of too
+            few samples, and of ties, as of discrete latents, where `ess` tells what is flagged.
         khat_threshold: above it the errors are not to be believed.
         proposal: where draws come from, in words.
         half: `[N]`, what half of the samples would give: how much the value still rises.
@@ -38,7 +39,9 @@ class WeightedEstimate(Estimate):
 
     @property
     def flag(self) -> str:
-        return "k-hat is too large"
+        if not self._num_doubtful:
+            return "k-hat is too large"
+        return "k-hat is too large or unknown" if self.num_khat_bad else "k-hat is unknown"
 
     @property
     def median_ess(self) -> float:
@@ -83,7 +86,8 @@ class WeightedEstimate(Estimate):
         return f"{self.estimator} with {samples} from {self.proposal}"
 
     def _errors(self) -> list[str]:
-        at_least = "at least " if self.num_khat_bad else ""
+        doubtful = self.num_khat_bad or (self._num_doubtful and not self._too_few)
+        at_least = "at least " if doubtful else ""
         if self.num_samples == 1:
             return [
                 "One sample tells nothing about its own error, and its expectation is the ELBO, "
@@ -133,16 +137,45 @@ class WeightedEstimate(Estimate):
             for reason, count in self._unknown_khat().items()
             if count
         ]
-        return said
+        return said + self._tied()
 
     def _unknown_khat(self) -> dict[str, int]:
         """For how many data k-hat is unknown, by reason."""
         unknown = self.khat.isnan()
         empty = unknown & (self.value == -math.inf)
         others = int((unknown & ~empty).sum())
-        few = tail_length(self.num_samples) < MIN_TAIL
+        few, ties = (others, 0) if self._too_few else (0, others)
         return {
             "every weight is 0, so no draw explains them (log p(x) = -inf)": int(empty.sum()),
-            "too few samples to see the weights' tail": others if few else 0,
-            "too many of the largest weights are equal (ties) to fit a tail": 0 if few else others,
+            "too few samples to see the weights' tail": few,
+            "too many of the largest weights are equal (ties) to fit a tail": ties,
         }
+
+    def _tied(self) -> list[str]:
+        """What the effective sample size tells of data without a k-hat."""
+        tied = self.khat.isnan() & (self.value > -math.inf)
+        if self.flagged is None or self._too_few or not tied.any():
+            return []
+        poor = tied & ~(self.ess >= GOOD_SHARE * self.num_samples)
+        if poor.any():
+            return [
+                f"There the effective sample size tells: for {int(poor.sum())} data it is below "
+                f"{GOOD_SHARE:.0%} of the samples, and their errors may be much larger than "
+                "printed; mend the guide, or ask estimator='enumerate'."
+            ]
+        if (tied & self.flagged).any():  # by what a note says
+            return []
+        return [
+            f"There the effective sample size tells: it is {GOOD_SHARE:.0%} of the samples or "
+            "more. A value of the latents that was never drawn is not seen."
+        ]
+
+    @property
+    def _too_few(self) -> bool:
+        """Are there too few samples for any k-hat?"""
+        return tail_length(self.num_samples) < MIN_TAIL
+
+    @property
+    def _num_doubtful(self) -> int:
+        """Flagged data whose k-hat is unknown."""
+        return 0 if self.flagged is None else int((self.flagged & self.khat.isnan()).sum())

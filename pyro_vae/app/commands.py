@@ -54,7 +54,7 @@ def train_command(args: Namespace) -> None:
 
 def evaluate_command(args: Namespace) -> None:
     run = Run.open(args.run)
-    stood = (run.path / "evaluation.json").exists()
+    stood = list(run.path.glob("*.json"))
     estimate, summary = evaluate.evaluate(
         run,
         estimator=args.estimator,
@@ -68,8 +68,9 @@ def evaluate_command(args: Namespace) -> None:
         progress=not args.quiet,
     )
     evaluate.report(run, estimate, summary)
-    said = ", in the place of the one that was there" if stood else ""
-    say(f"Written: {run.path / 'evaluation.json'}{said}")
+    written = run.path / f"{evaluate.kind_of(estimate.estimator)}.json"
+    said = ", in the place of the one that was there" if written in stood else ""
+    say(f"Written: {written}{said}")
 
 
 def diagnose_command(args: Namespace) -> None:

@@ -16,6 +16,7 @@ from pyro_vae.app.run import ARRAYS, Run
 from pyro_vae.app.tables import say, show_table
 from pyro_vae.errors import Problem, RunError
 
+Evaluated = tuple[Run, dict[str, Tensor], dict[str, Any]]
 SAME = ("data_fingerprint", "split", "num_data", "quantity")
 # A rule of caution, no bound: where k-hat cannot vouch for a datum, log p(x) may lie further above
 # its estimate by this many times what the weights raised it above the ELBO, of 1 nat at least.
@@ -126,13 +127,16 @@ class Difference:
         both = (self.model, self.reference)
         size = max(abs(self.mean), self.std_error)  # a bias below the error is no matter
         said = []
-        if len({way for model in both for way in model.estimators}) > 1:
-            ways = "; ".join(f"'{m.name}' by {' and '.join(m.estimators)}" for m in both)
+        ways = "; ".join(f"'{m.name}' by {' and '.join(m.estimators)}" for m in both)
+        if set(self.model.estimators) != set(self.reference.estimators):
             said.append(f"they were estimated differently ({ways}); evaluate both alike")
+        elif len(self.model.estimators) > 1:
+            said.append(f"not all seeds were estimated alike ({ways}); evaluate all alike")
         if sum(model.hidden_bias for model in both) >= size:
             said += [
                 f"the estimates of '{model.name}' are not to be trusted: {model.distrust}; the "
-                "difference may be that of the guides, not of the models"
+                "difference may be that of the guides, not of the models; evaluate with "
+                "--estimator auto"
                 for model in both
                 if model.distrust
             ]
@@ -201,12 +205,26 @@ def compare(folders: Sequence[str | PathLike]) -> list[Model]:
             groups.append([i])
     names = _names([runs[group[0]] for group in groups])
     return [
-        _model(name, [(runs[i], *evaluations[i]) for i in group])
+        _model(name, _distinct([(runs[i], *evaluations[i]) for i in group]))
         for name, group in zip(names, groups, strict=True)
     ]
 
 
-def _model(name: str, evaluated: Sequence[tuple[Run, dict[str, Tensor], dict[str, Any]]]) -> Model:
+def _distinct(evaluated: Sequence[Evaluated]) -> Sequence[Evaluated]:
+    """Refuse trainings that are one and the same: no spread between seeds."""
+    held: dict[Any, Run] = {}
+    for run, _, summary in evaluated:
+        weights = summary.get("weights_fingerprint")
+        if weights is not None and weights in held:
+            raise RunError(
+                f"{run.path}: holds the same weights as {held[weights].path}, which tells nothing "
+                "about other seeds; leave one of them out"
+            )
+        held[weights] = run
+    return evaluated
+
+
+def _model(name: str, evaluated: Sequence[Evaluated]) -> Model:
     runs, arrays, summaries = zip(*evaluated, strict=True)
     held = {key: torch.stack([one[key] for one in arrays]) for key in ARRAYS}
     flags = [_flags(one, summary) for one, summary in zip(arrays, summaries, strict=True)]
@@ -226,7 +244,10 @@ def _model(name: str, evaluated: Sequence[tuple[Run, dict[str, Tensor], dict[str
 def _flags(arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Data whose errors are not to be believed, and those of which that is not known."""
     if "khat" in arrays:
-        return arrays["khat"] > summary["khat_threshold"], arrays["khat"].isnan()
+        unknown = arrays["khat"].isnan()
+        if "flagged" in arrays:  # unknown is no fault where the effective sample size is good
+            unknown = unknown & arrays["flagged"].bool()
+        return arrays["khat"] > summary["khat_threshold"], unknown
     flagged = arrays.get("flagged", torch.zeros_like(arrays["value"])).bool()
     return flagged, torch.zeros_like(flagged)
 

@@ -20,7 +20,7 @@ from pyro_vae.app.experiment import (
     observed,
     override,
 )
-from pyro_vae.app.run import Run, RunFailed
+from pyro_vae.app.run import EVALUATION, SANDWICH, Run, RunFailed
 from pyro_vae.app.tables import say, show_table
 from pyro_vae.component import nearest
 from pyro_vae.data.base import Dataset, fingerprint
@@ -34,6 +34,7 @@ SETTINGS = {
     "quadrature": "estimator.tolerance=1e-5",
     "enumerate": "estimator.most_values=1000",
 }
+ARTICLES = {EVALUATION: "an evaluation", SANDWICH: "a sandwich"}
 DECODED = 500  # data whose decoder outputs are looked at
 
 
@@ -52,6 +53,8 @@ def evaluate(
 ) -> tuple[inference.Estimate, dict[str, Any]]:
     """log p(x) on one split, written to `evaluation.safetensors` and `evaluation.json`.
 
+    A sandwich, which is of data that it simulates, has files of its own: `sandwich.safetensors` and
+    `sandwich.json`, without what is known of the split.
     What is None is taken from the run's own spec; `changes` are `key=value` of its evaluate
     section. An evaluation that was stopped goes on where it stood, if it is asked for alike.
     Returns the estimate and what the JSON holds.
@@ -79,17 +82,15 @@ def evaluate(
     dataset = run.spec.data.load()
     x = choose(observed(dataset, how.split), how.num_data).to(device)
     pair = vae.model, vae.guide
+    kind = kind_of(how.estimator.name)
     # Before log p(x), whose parts are dropped once it is there.
-    beside = {
-        **_bound(inference.bound(*pair, x, seed=how.seed)),
-        **(_units(inference.active_units(*pair, x, seed=how.seed)) if len(x) > 1 else {}),
-        "warnings": _warnings(vae, dataset, how.split, _decoded(vae, x, how.seed)),
-    }
-    partial, dropped = run.partial_evaluation(weights, fingerprint(x), how.to_dict(), device)
+    beside = _beside(vae, dataset, x, how) if kind == EVALUATION else {}
+    question = weights, fingerprint(x), how.to_dict(), device
+    partial, dropped = run.partial_evaluation(*question, kind=kind)
     if dropped:
-        say(f"{run.path}: drops the beginning of an evaluation with other settings")
+        say(f"{run.path}: drops the beginning of {ARTICLES[kind]} with other settings")
     if partial.exists():
-        say(f"{run.path}: goes on with an evaluation that was stopped")
+        say(f"{run.path}: goes on with {ARTICLES[kind]} that was stopped")
     try:
         estimate = inference.log_marginal(
             *pair,
@@ -109,17 +110,20 @@ def evaluate(
         raise RunFailed(
             f"{run.path}: interrupted; what is done is kept, and the same command goes on with it"
         ) from None
-    summary = {
-        **estimate.summary(),
-        "split": how.split,
-        "data_fingerprint": fingerprint(x),
-        "weights_fingerprint": weights,
-        "evaluate": how.to_dict(),
-        **_bits(dataset, estimate),
-        **beside,
-    }
-    run.write_evaluation(estimate.arrays(), summary)
+    asked = how.to_dict()
+    summary = {**estimate.summary(), "weights_fingerprint": weights}
+    if kind == SANDWICH:  # of its own data, whatever the split
+        summary["evaluate"] = {k: v for k, v in asked.items() if k not in ("split", "num_data")}
+    else:
+        own = {"split": how.split, "data_fingerprint": fingerprint(x), "evaluate": asked}
+        summary |= {**own, **_bits(dataset, estimate), **beside}
+    run.write_evaluation(estimate.arrays(), summary, kind)
     return estimate, summary
+
+
+def kind_of(estimator: str) -> str:
+    """The name of the files of what an estimator finds."""
+    return SANDWICH if estimator == "sandwich" else EVALUATION
 
 
 def chosen(
@@ -132,6 +136,12 @@ def chosen(
     held = ESTIMATORS.dump(own.estimator)
     if estimator is not None and estimator != held["name"]:
         held = {"name": estimator}
+    for name in ("split", "num_data"):
+        if held["name"] == "sandwich" and others.get(name) is not None:
+            raise RequestError(
+                f"--{name.replace('_', '-')}: a sandwich is of data that it simulates; set how "
+                "many by estimator.num_data=100"
+            )
     if samples is not None:
         if held["name"] == "auto":
             part = {"name": "importance"} | dict(held.get("importance") or {})
@@ -181,6 +191,16 @@ def choose(x: Tensor, num_data: int | None) -> Tensor:
         raise RequestError(f"evaluate.num_data: {num_data}, but there are only {len(x)}")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     return x[order[:num_data].sort().values]
+
+
+def _beside(vae: VAE, dataset: Dataset, x: Tensor, how: EvaluateSpec) -> dict[str, Any]:
+    """What else is told of the data that log p(x) is estimated of."""
+    pair = vae.model, vae.guide
+    return {
+        **_bound(inference.bound(*pair, x, seed=how.seed)),
+        **(_units(inference.active_units(*pair, x, seed=how.seed)) if len(x) > 1 else {}),
+        "warnings": _warnings(vae, dataset, how.split, _decoded(vae, x, how.seed)),
+    }
 
 
 def _bound(bound: inference.Bound) -> dict[str, Any]:
@@ -247,6 +267,9 @@ def _warnings(vae: VAE, dataset: Dataset, split: str, outputs: Tensor) -> list[s
 
 def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -> None:
     """Print the evaluation: a table, and one paragraph on how far to trust it."""
+    if kind_of(summary["estimator"]) == SANDWICH:
+        _report_sandwich(run, estimate, summary)
+        return
     spec = run.spec.model
     rows = [
         ("log p(x)", _number(summary["log_px"], 3), "nats per datum"),
@@ -256,17 +279,6 @@ def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -
         ("ELBO", _number(summary["bound"], 3), f"+- {_number(summary['bound_std_error'])}"),
         ("  reconstruction", _number(summary["reconstruction"], 3), "E_q[log p(x|z)]"),
     ]
-    if "gap" in summary:
-        gap = f"+- {_number(summary['gap_std_error'])}"
-        rows = [
-            ("log p(x), at least", _number(summary["log_px"], 3), "nats per simulated datum"),
-            ("  at most", _number(summary["upper"], 3), "in expectation"),
-            ("  gap", _number(summary["gap"]), gap),
-        ]
-        title = f"{run.path}: {summary['num_data']} data simulated from the model"
-        show_table(title, ("quantity", ">value", ""), rows)
-        say(f"How far to trust it: {estimate}")
-        return
     for site, value in summary["kl"].items():
         rows.append((f"  KL({site})", _number(value, 3), summary["kl_kind"][site]))
     if "active_units" in summary:
@@ -286,6 +298,17 @@ def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -
     title = f"{run.path}: {spec.prior.name} prior, {spec.guide.name} guide, {summary['split']} data"
     show_table(title, ("quantity", ">value", ""), rows)
     say(f"How far to trust it: {estimate}{''.join(f' Note: {w}.' for w in summary['warnings'])}")
+
+
+def _report_sandwich(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -> None:
+    rows = [
+        ("log p(x), at least", _number(summary["log_px"], 3), "nats per simulated datum"),
+        ("  at most", _number(summary["upper"], 3), "in expectation"),
+        ("  gap", _number(summary["gap"]), f"+- {_number(summary['gap_std_error'])}"),
+    ]
+    title = f"{run.path}: {summary['num_data']} data simulated from the model"
+    show_table(title, ("quantity", ">value", ""), rows)
+    say(f"How far to trust it: {estimate}")
 
 
 def _number(value: float, digits: int | None = None) -> str:

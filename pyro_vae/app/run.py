@@ -29,8 +29,16 @@ from pyro_vae.vae import VAE
 from pyro_vae.yaml_files import dump_yaml, load_yaml
 
 SPEC = "spec.yaml"
-PARTIAL = "evaluation-partial-"
 DONE = ("completed", "stopped_early")
+# What is kept in files of these names: log p(x) of the run's data, and bounds on log p(x) of data
+# that are simulated from the model.
+EVALUATION, SANDWICH = "evaluation", "sandwich"
+ARRAYS = ("value", "std_error", "elbo")  # per datum, of every estimator
+SHARED_MARKS = ("estimator", "num_samples", "weights_fingerprint", "log_px")
+MARKS = {
+    EVALUATION: (*SHARED_MARKS, "split", "data_fingerprint"),
+    SANDWICH: (*SHARED_MARKS, "num_data", "seed", "upper"),
+}
 
 
 class RunFailed(PyroVAEError):
@@ -213,33 +221,36 @@ class Run:
             return False
         return self.summary().get("status") in DONE
 
-    # The evaluation ---------------------------------------------------------------------------
+    # The evaluation, and the sandwich ---------------------------------------------------------
 
-    def partial_evaluation(self, *question: Any) -> tuple[Path, int]:
-        """Where an evaluation of this question is kept until it is done; how many others, which
-        are removed, there were."""
+    def partial_evaluation(self, *question: Any, kind: str = EVALUATION) -> tuple[Path, int]:
+        """Where an evaluation of this question is kept until it is done; how many others of its
+        kind, which are removed, there were."""
         text = json.dumps(question, sort_keys=True)
         mark = hashlib.sha256(text.encode()).hexdigest()[:16]
-        path = self.path / f"{PARTIAL}{mark}.safetensors"
-        others = [held for held in self.path.glob(f"{PARTIAL}*.safetensors") if held != path]
+        path = self.path / f"{kind}-partial-{mark}.safetensors"
+        others = [held for held in self.path.glob(f"{kind}-partial-*.safetensors") if held != path]
         for other in others:
             other.unlink(missing_ok=True)
         return path, len(others)
 
-    def write_evaluation(self, arrays: Mapping[str, Tensor], summary: Mapping[str, Any]) -> None:
+    def write_evaluation(
+        self, arrays: Mapping[str, Tensor], summary: Mapping[str, Any], kind: str = EVALUATION
+    ) -> None:
         """Per-datum tensors and the summary, with marks by which they belong together."""
-        marks = {key: str(summary[key]) for key in EVALUATION_MARKS}
-        write_tensors(self.path / "evaluation.safetensors", arrays, marks)
-        write_json(self.path / "evaluation.json", summary)
+        marks = {key: str(summary[key]) for key in MARKS[kind]}
+        write_tensors(self.path / f"{kind}.safetensors", arrays, marks)
+        write_json(self.path / f"{kind}.json", summary)
 
-    def evaluation(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Per-datum tensors and the summary of the last evaluation. Raises `RunError`."""
-        remedy = f"make it: pyro-vae evaluate {self.path}"
-        summary = read_json(self.path / "evaluation.json", remedy)
-        path = self.path / "evaluation.safetensors"
+    def evaluation(self, kind: str = EVALUATION) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Per-datum tensors and the summary of the last of its kind. Raises `RunError`."""
+        option = " --estimator sandwich" if kind == SANDWICH else ""
+        remedy = f"make it: pyro-vae evaluate {self.path}{option}"
+        summary = read_json(self.path / f"{kind}.json", remedy)
+        path = self.path / f"{kind}.safetensors"
         arrays, marks = read_tensors(path, remedy)
-        if any(str(summary.get(key)) != marks.get(key) for key in EVALUATION_MARKS):
-            raise RunError(f"{path}: belongs to another evaluation than evaluation.json; {remedy}")
+        if any(str(summary.get(key)) != marks.get(key) for key in MARKS[kind]):
+            raise RunError(f"{path}: belongs to another evaluation than {kind}.json; {remedy}")
         wanted = (*ARRAYS, "khat") if "khat_threshold" in summary else ARRAYS
         lengths = [len(arrays[name]) for name in wanted if name in arrays]
         if lengths != [summary.get("num_data")] * len(wanted):
@@ -247,17 +258,6 @@ class Run:
         if summary["weights_fingerprint"] != self.weights_fingerprint():
             raise RunError(f"{path}: was made with other weights than {self._weights}; {remedy}")
         return arrays, summary
-
-
-ARRAYS = ("value", "std_error", "elbo")  # per datum, of every estimator
-EVALUATION_MARKS = (
-    "estimator",
-    "num_samples",
-    "split",
-    "data_fingerprint",
-    "weights_fingerprint",
-    "log_px",
-)
 
 
 def _mismatches(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:

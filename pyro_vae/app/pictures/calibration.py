@@ -12,6 +12,7 @@ from pyro_vae.app.pictures.page import COLORS, DIM, figure
 
 LOOKS = [COLORS[i] for i in (0, 1, 2, 4, 5, 9)]  # of the worst units; grey is for the others
 OTHERS: dict[str, Any] = {"color": "0.72", "linewidth": 0.7}
+MORE: dict[str, Any] = {"color": "0.35", "linewidth": 0.9, "linestyle": ":"}
 
 
 def draw_calibration(result: Calibration, path: str | Path) -> Path:
@@ -34,10 +35,11 @@ def draw_calibration(result: Calibration, path: str | Path) -> Path:
         label = f"calibrated: all within,\nin {1 - result.level:.0%} of runs"
         axes.fill_between(rank, low, high, color="0.91", linewidth=0, label=label)
         axes.axhline(0, color=DIM, linewidth=0.6)
-        others = [i for i in range(result.num_units) if i not in named]
-        for n, i in enumerate(others):
-            text = f"{len(others)} {'other ' if named else ''}unit{'s' * (len(others) > 1)}"
-            axes.plot(rank, np.append(0, difference[:, i]), label="" if n else text, **OTHERS)
+        for which, style, what in ((failed, MORE, " more"), (~failed, OTHERS, " calibrated")):
+            rest = [i for i in range(result.num_units) if which[i] and i not in named]
+            for n, i in enumerate(rest):
+                text = f"{len(rest)}{what} unit{'s' * (len(rest) > 1)}"
+                axes.plot(rank, np.append(0, difference[:, i]), label="" if n else text, **style)
         for n, i in enumerate(named):
             text = f"{_name(result.units[i])}: {result.verdicts[i]}"
             color = LOOKS[n]
