@@ -44,7 +44,9 @@ def kind_of(name):
 
 def command(run, name):
     changes = [f"estimator.{each}" for each in ESTIMATORS[name]]
-    chosen = ["evaluate", run, *changes, "--estimator", name, "--num-data", "24", "--quiet"]
+    chosen = ["evaluate", run, *changes, "--estimator", name, "--quiet"]
+    if name != "sandwich":
+        chosen += ["--num-data", "24"]
     return list(map(str, chosen))
 
 
@@ -210,3 +212,9 @@ def test_what_is_wrong_with_a_sandwich_is_told(run):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"upper": 0.0}))
     with pytest.raises(RunError, match=r"belongs to another evaluation than sandwich\.json"):
         Run.open(run).evaluation("sandwich")
+
+
+@pytest.mark.parametrize("option", ["--num-data=24", "--split=train"])
+def test_a_sandwich_takes_no_choice_of_data(run, capsys, option):
+    """It would be of other data than those asked for."""
+    refused([*command(run, "sandwich"), option], capsys, "estimator.num_data=100")
