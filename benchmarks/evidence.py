@@ -33,7 +33,7 @@ BEGIN, END = "<!-- evidence:begin -->", "<!-- evidence:end -->"
 NUM_DATA = 1_000
 LONG = 250  # data of rows that take long
 LATER = "smc T=50", "ais T=100", "auto", "importance K=50000"  # after the others of all runs
-IN_FULL = "importance K=5000", "ais T=200"  # of the first run, on all test images, too
+IN_FULL = "importance K=5000", "ais T=200", "smc T=50"  # on all test images, too: last
 CURVE = {"ais": (50, 100, 200, 500, 1_000), "importance": (100, 1_000, 5_000, 10_000, 100_000)}
 FEW = {"ais": (200,), "importance": (5_000,)}  # of the other runs
 
@@ -44,8 +44,6 @@ def rows(first: bool, start: str) -> dict[str, tuple[inference.evidence.estimato
         "importance K=5000": (inference.Importance(num_samples=5_000), NUM_DATA),
         "ais T=200": (inference.AIS(num_temperatures=200), NUM_DATA),
     }
-    if first:
-        found |= {f"{name}, all": (found[name][0], 0) for name in IN_FULL}
     held = CURVE if first else FEW
     for size in held["ais"]:
         chains = inference.AIS(num_temperatures=size, start=start)  # type: ignore[arg-type]
@@ -59,11 +57,17 @@ def rows(first: bool, start: str) -> dict[str, tuple[inference.evidence.estimato
     found["ais T=100"] = inference.AIS(num_temperatures=100), NUM_DATA
     found["auto"] = inference.Auto(), NUM_DATA
     found["importance K=50000"] = inference.Importance(num_samples=50_000), NUM_DATA
-    return found
+    return found | {f"{name}, all": (found[name][0], 0) for name in IN_FULL}
 
 
 def measure(
-    folder: str, first: bool, later: bool, result: dict[str, Any], path: Path, quick: bool
+    folder: str,
+    first: bool,
+    later: bool,
+    result: dict[str, Any],
+    path: Path,
+    quick: bool,
+    untimed: bool,
 ) -> None:
     """Fill in what `result` lacks of a run's rows, writing after each."""
     run = Run.open(folder)
@@ -85,7 +89,8 @@ def measure(
     # An inverse autoregressive guide is scored elsewhere one dimension at a time.
     start = "gaussian" if spec.model.guide.name == "iaf" else "guide"
     for name, (estimator, count) in rows(first, start).items():
-        if name in held["rows"] or (name in LATER) != later:
+        late = name in LATER or name.endswith(", all")
+        if name in held["rows"] or late != later:
             continue
         x = choose(whole, 20) if quick else choose(whole, count or None)
         if quick:
@@ -103,7 +108,9 @@ def measure(
         seconds = time.perf_counter() - began
         row = {**found.summary(), "seconds": seconds, "threads": torch.get_num_threads()}
         row["khat_bad"] = getattr(found, "num_khat_bad", None)
-        if busy is not None:
+        if untimed:
+            del row["seconds"]
+        elif busy is not None:
             row["busy_share"] = (machine.busy_seconds() - busy) / seconds  # type: ignore[operator]
         held["rows"][name] = {k: v for k, v in row.items() if _finite(v)}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,8 +198,8 @@ def sentence(held: dict[str, Any]) -> str:
         f"K = 5000 is {low:.2f} nats below AIS with 200 temperatures, which takes {ratio:.1f} "
         "times as long"
     )
-    pair = [found.get(f"{name}, all") for name in IN_FULL]
-    if all(pair):
+    pair = [found.get(f"{name}, all") for name in IN_FULL[:2]]
+    if all(pair) and all("seconds" in row for row in pair):
         whole = pair[1]["seconds"] / pair[0]["seconds"]
         said += f" ({whole:.1f} times on all {pair[0]['num_data']:,})"
     if held["guide"] == "iaf":
@@ -249,6 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--result", type=Path, default=RESULT, metavar="FILE")
     parser.add_argument("--readme", type=Path, default=machine.ROOT / "README.md", metavar="FILE")
     parser.add_argument("--report", action="store_true", help="rewrite the README's part")
+    parser.add_argument("--untimed", action="store_true", help="other work runs: keep no seconds")
     parser.add_argument("--quick", action="store_true", help="tiny: do all rows run?")
     args = parser.parse_args(argv)
     result: dict[str, Any] = {"runs": {}}
@@ -261,7 +269,8 @@ def main(argv: list[str] | None = None) -> None:
         warnings.simplefilter("ignore", inference.EngineWarning)  # the row says which engine ran
         for later in (False, True):
             for i, folder in enumerate(args.runs):
-                measure(folder, i == 0, later, result, args.result, args.quick)
+                found = folder, i == 0, later, result, args.result
+                measure(*found, args.quick, args.untimed)
     if args.report:
         if not result["runs"]:
             raise SystemExit(f"--result: {args.result} is not there; name RUNs to measure")

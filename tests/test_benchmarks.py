@@ -304,6 +304,11 @@ def test_evidence_of_a_run_and_its_report(tmp_path):
     for name, row in held["rows"].items():
         assert ("gap" in row) == name.startswith("sandwich")
         assert row["seconds"] > 0
+    del held["rows"]["smc T=50, all"]
+    result.write_text(json.dumps({"runs": {"a": held}}))
+    evidence.main([run, *arguments, "--untimed"])
+    held = json.loads(result.read_text())["runs"]["a"]
+    assert [n for n, row in held["rows"].items() if "seconds" not in row] == ["smc T=50, all"]
     before = result.read_text()
     evidence.main([run, *arguments, "--report"])
     again = json.loads(result.read_text())["runs"]["a"]
