@@ -269,8 +269,8 @@ def main(argv: list[str] | None = None) -> None:
         warnings.simplefilter("ignore", inference.EngineWarning)  # the row says which engine ran
         for later in (False, True):
             for i, folder in enumerate(args.runs):
-                found = folder, i == 0, later, result, args.result
-                measure(*found, args.quick, args.untimed)
+                held = folder, i == 0, later, result, args.result
+                measure(*held, args.quick, args.untimed)
     if args.report:
         if not result["runs"]:
             raise SystemExit(f"--result: {args.result} is not there; name RUNs to measure")

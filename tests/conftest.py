@@ -1,10 +1,15 @@
 """What every test runs under: one thread, a fixed seed, and a check that it leaves no traces."""
 
+import os
+
 import pyro
 import pytest
 import torch
 
-torch.set_num_threads(1)  # two wait for each other when anything else runs
+# Two threads wait for each other when anything else runs; children (kernels of notebooks, commands
+# of the README) take theirs from the environment.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def global_state():
