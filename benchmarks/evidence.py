@@ -1,11 +1,12 @@
 """log p(x) of trained runs by every estimator, and how far from the truth each is.
 
-    python -m benchmarks.evidence runs/mnist-0 runs/vamp runs/iaf      # an hour or two; goes on
+    python -m benchmarks.evidence runs/mnist-0 runs/vamp runs/iaf      # some hours; goes on
     python -m benchmarks.evidence --report                             # the README's table, picture
 
 Of a random 1,000 test images (always the same): log p(x), errors, flags, seconds. Of 1,000 images
 simulated from the model: the gap between lower and upper bound. Seconds are those of whole calls,
-compiling and pilot included. Rows that the JSON file holds are not measured again.
+compiling and pilot included. Rows that the JSON file holds are not measured again; each tells the
+commit that it was measured at.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ def rows(first: bool, start: str) -> dict[str, tuple[inference.evidence.estimato
 
 def measure(
     folder: str,
+    *,
     first: bool,
     later: bool,
     result: dict[str, Any],
@@ -107,7 +109,7 @@ def measure(
         )
         seconds = time.perf_counter() - began
         row = {**found.summary(), "seconds": seconds, "threads": torch.get_num_threads()}
-        row["khat_bad"] = getattr(found, "num_khat_bad", None)
+        row |= {"khat_bad": getattr(found, "num_khat_bad", None), "commit": result["commit"]}
         if untimed:
             del row["seconds"]
         elif busy is not None:
@@ -150,7 +152,8 @@ def block(result: dict[str, Any], picture: str) -> str:
         f'{NUM_DATA:,} MNIST test images, `engine="compiled"`; seconds are those of the whole '
         "call, compiling and pilot included. Gap: between lower and upper bound on "
         f"{NUM_DATA:,} images simulated from the model ({LONG} where T or K is larger than 200 or "
-        "10,000; the picture's seconds are extrapolated there). Nats per image."
+        "10,000; the picture's seconds are extrapolated there). Nats per image. Measured at "
+        f"{_commits(result)}."
     ]
     parts = [wrapped(parts[0])]
     for name, held in result["runs"].items():
@@ -208,6 +211,13 @@ def sentence(held: dict[str, Any]) -> str:
             "of the table move in the guide's noise, where a true latent's noise is not known"
         )
     return said + "."
+
+
+def _commits(result: dict[str, Any]) -> str:
+    """The commits of all rows, in the order in which rows stand."""
+    rows = [row for held in result["runs"].values() for row in held["rows"].values()]
+    found = dict.fromkeys(row["commit"][:10] for row in rows)
+    return f"commit{'s' * (len(found) > 1)} {', '.join(found)}"
 
 
 def wrapped(text: str) -> str:
@@ -269,8 +279,15 @@ def main(argv: list[str] | None = None) -> None:
         warnings.simplefilter("ignore", inference.EngineWarning)  # the row says which engine ran
         for later in (False, True):
             for i, folder in enumerate(args.runs):
-                held = folder, i == 0, later, result, args.result
-                measure(*held, args.quick, args.untimed)
+                measure(
+                    folder,
+                    first=i == 0,
+                    later=later,
+                    result=result,
+                    path=args.result,
+                    quick=args.quick,
+                    untimed=args.untimed,
+                )
     if args.report:
         if not result["runs"]:
             raise SystemExit(f"--result: {args.result} is not there; name RUNs to measure")

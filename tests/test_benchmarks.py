@@ -305,6 +305,7 @@ def test_evidence_of_a_run_and_its_report(tmp_path):
         assert ("gap" in row) == name.startswith("sandwich")
         assert row["seconds"] > 0
     del held["rows"]["smc T=50, all"]
+    held["rows"]["auto"]["commit"] = "b" * 40
     result.write_text(json.dumps({"runs": {"a": held}}))
     evidence.main([run, *arguments, "--untimed"])
     held = json.loads(result.read_text())["runs"]["a"]
@@ -317,4 +318,5 @@ def test_evidence_of_a_run_and_its_report(tmp_path):
     assert text.startswith(f"Before\n{evidence.BEGIN}\n`python -m benchmarks.evidence`")
     assert text.endswith(f"{evidence.END}\nAfter\n")
     assert "nats below AIS with 200 temperatures" in " ".join(text.split())
+    assert "bbbbbbbbbb" in text.partition("Measured at commits ")[2].partition(".")[0]
     assert (tmp_path / "results" / "evidence.png").exists()

@@ -57,8 +57,7 @@ class AnnealedEstimate(Estimate):
             value - t s,   value + t s exp(skew spread^2 / C),   C chains
 
         What misses log p(x) is mostly too low where chains are few; `skew` is 4 for `AIS` and 0 for
-        `SMC`. `level` is how often it is meant to cover where
-        nothing is flagged.
+        `SMC`. `level` is how often it is meant to cover where nothing is flagged.
         """
         lower, upper = super().interval(level)
         longer = (self.skew * self.spread.clamp(max=1.0).square() / self.num_samples).exp()

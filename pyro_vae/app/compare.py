@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.app.experiment import ExperimentSpec, differences, flatten
+from pyro_vae.app.comparable import (
+    Evaluated,
+    check_data,
+    check_distinct,
+    check_runs,
+    model_differences,
+    names,
+)
 from pyro_vae.app.run import ARRAYS, Run
 from pyro_vae.app.tables import say, show_table
-from pyro_vae.errors import Problem, RunError
 
-Evaluated = tuple[Run, dict[str, Tensor], dict[str, Any]]
-SAME = ("data_fingerprint", "split", "num_data", "quantity")
 # A rule of caution, no bound: where k-hat cannot vouch for a datum, log p(x) may lie further above
 # its estimate by this many times what the weights raised it above the ELBO, of 1 nat at least.
 HIDDEN = 10.0
@@ -191,10 +195,9 @@ def compare(folders: Sequence[str | PathLike]) -> list[Model]:
     Raises: `RunError` for a run that is not evaluated, given twice, or evaluated on other data.
     """
     runs = [Run.open(folder) for folder in folders]
-    _refuse_repeats(runs)
-    _refuse_other_measures(runs)
+    check_runs(runs)
     evaluations = [run.evaluation() for run in runs]
-    _refuse_other_data(runs, [summary for _, summary in evaluations])
+    check_data(runs, [summary for _, summary in evaluations])
     groups: list[list[int]] = []
     for i, run in enumerate(runs):
         for group in groups:
@@ -203,25 +206,11 @@ def compare(folders: Sequence[str | PathLike]) -> list[Model]:
                 break
         else:
             groups.append([i])
-    names = _names([runs[group[0]] for group in groups])
+    called = names([runs[group[0]] for group in groups])
     return [
-        _model(name, _distinct([(runs[i], *evaluations[i]) for i in group]))
-        for name, group in zip(names, groups, strict=True)
+        _model(name, check_distinct([(runs[i], *evaluations[i]) for i in group]))
+        for name, group in zip(called, groups, strict=True)
     ]
-
-
-def _distinct(evaluated: Sequence[Evaluated]) -> Sequence[Evaluated]:
-    """Refuse trainings that are one and the same: no spread between seeds."""
-    held: dict[Any, Run] = {}
-    for run, _, summary in evaluated:
-        weights = summary.get("weights_fingerprint")
-        if weights is not None and weights in held:
-            raise RunError(
-                f"{run.path}: holds the same weights as {held[weights].path}, which tells nothing "
-                "about other seeds; leave one of them out"
-            )
-        held[weights] = run
-    return evaluated
 
 
 def _model(name: str, evaluated: Sequence[Evaluated]) -> Model:
@@ -256,96 +245,6 @@ def _estimator(summary: Mapping[str, Any]) -> str:
     told = f"{summary['estimator']}, K={summary['num_samples']}"
     steps = summary.get("num_temperatures")
     return told if steps is None else f"{told}, T={steps}"
-
-
-def model_differences(a: ExperimentSpec, b: ExperimentSpec) -> dict[str, tuple[Any, Any]]:
-    """How two specs differ as models: not by training seed, nor by how or where they were run."""
-    apart = ("train.seed", "train.engine", "train.device", "train.checkpoint_seconds", "data.path")
-    return {
-        field: pair
-        for field, pair in differences(a, b).items()
-        if field not in apart and not field.startswith("evaluate.")
-    }
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """What tells these models apart in few words; else the folder's name."""
-    specs = [flatten(run.spec.to_dict()) for run in runs]
-    fields: dict[str, None] = {}
-    for run in runs[1:]:
-        fields.update(dict.fromkeys(model_differences(runs[0].spec, run.spec)))
-    shared = [field for field in fields if all(field in spec for spec in specs)]
-    names = [", ".join(f"{_short(field)}={spec[field]}" for field in shared) for spec in specs]
-    if any(len(name) > 50 or not name for name in names) or len(set(names)) < len(names):
-        return [str(run.path) for run in runs]
-    return names
-
-
-def _short(field: str) -> str:
-    """`model.prior.name` as `prior`, `train.epochs` as `epochs`."""
-    return field.split(".", 1)[-1].removesuffix(".name")
-
-
-def _refuse_repeats(runs: Sequence[Run]) -> None:
-    seen = set()
-    for run in runs:
-        if run.path.resolve() in seen:
-            raise RunError(f"{run.path}: given twice; a run does not differ from itself")
-        seen.add(run.path.resolve())
-
-
-def _refuse_other_measures(runs: Sequence[Run]) -> None:
-    """A probability and a density have no common unit, be their data the same numbers."""
-    first = runs[0]
-    for run in runs[1:]:
-        ours, theirs = (each.spec.model.likelihood for each in (run, first))
-        if (ours.support == "binary") != (theirs.support == "binary"):
-            kinds = {True: "probabilities", False: "densities"}
-            raise RunError(
-                f"{run.path}: its {ours.name} likelihood gives the data "
-                f"{kinds[ours.support == 'binary']}, that of {first.path} ({theirs.name}) gives "
-                f"{kinds[theirs.support == 'binary']}; their log p(x) cannot be compared"
-            )
-
-
-def _refuse_other_data(runs: Sequence[Run], summaries: Sequence[dict[str, Any]]) -> None:
-    problems = [
-        Problem(
-            (),
-            f"{run.path} was evaluated on data simulated from its own model; compare needs "
-            "log p(x) of the same data, e.g. by --estimator ais",
-        )
-        for run, summary in zip(runs, summaries, strict=True)
-        if "simulated" in summary["quantity"]
-    ]
-    if problems:
-        raise RunError(problems)
-    for run, summary in zip(runs[1:], summaries[1:], strict=True):
-        for key in SAME:
-            mine, first = summary.get(key), summaries[0].get(key)
-            if mine != first:
-                told = _what_differs(run, runs[0], summary, summaries[0])
-                text = (
-                    f"{run.path} was evaluated with {told or f'{key} {mine}'}, but {runs[0].path} "
-                    f"was not{'' if told else f': {first}'}; only log p(x) of the same data can be "
-                    "compared"
-                )
-                problems.append(Problem((), text))
-                break
-    if problems:
-        raise RunError(problems)
-
-
-def _what_differs(run: Run, other: Run, mine: Mapping, theirs: Mapping) -> str:
-    """The settings that gave two runs other data to be scored on, in words; empty if unknown."""
-    parts = [
-        f"{key} {mine.get(key)}"
-        for key in ("split", "num_data")
-        if mine.get(key) != theirs.get(key)
-    ]
-    changed = differences(other.spec, run.spec)
-    parts += [f"{key}={new}" for key, (_, new) in changed.items() if key.startswith("data.")]
-    return ", ".join(parts)
 
 
 def report(models: Sequence[Model]) -> None:

@@ -35,10 +35,13 @@ def draw_calibration(result: Calibration, path: str | Path) -> Path:
         label = f"calibrated: all within,\nin {1 - result.level:.0%} of runs"
         axes.fill_between(rank, low, high, color="0.91", linewidth=0, label=label)
         axes.axhline(0, color=DIM, linewidth=0.6)
-        for which, style, what in ((failed, MORE, " more"), (~failed, OTHERS, " calibrated")):
+        for which, style, what in (
+            (failed, MORE, "more miscalibrated"),
+            (~failed, OTHERS, "with no fault shown"),
+        ):
             rest = [i for i in range(result.num_units) if which[i] and i not in named]
             for n, i in enumerate(rest):
-                text = f"{len(rest)}{what} unit{'s' * (len(rest) > 1)}"
+                text = f"{len(rest)} {what}"
                 axes.plot(rank, np.append(0, difference[:, i]), label="" if n else text, **style)
         for n, i in enumerate(named):
             text = f"{_name(result.units[i])}: {result.verdicts[i]}"
