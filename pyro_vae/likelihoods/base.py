@@ -10,11 +10,15 @@ from torch import Tensor
 from pyro_vae.component import Component
 from pyro_vae.part import Part, Shapes
 
-# Which data a likelihood of each support can score: values in {0, 1}, in [0, 1], anywhere.
+# Which data a likelihood of each support can score: values in {0, 1}; grey levels k / (levels - 1);
+# in [0, 1]; inside (0, 1), as dequantized levels are; counts 0, 1, 2, ...; anywhere.
 SCORES: dict[str, tuple[str, ...]] = {
     "binary": ("binary",),
-    "unit": ("binary", "unit"),
-    "real": ("binary", "unit", "real"),
+    "levels": ("levels",),
+    "unit": ("binary", "levels", "unit", "inside"),
+    "inside": ("inside",),
+    "count": ("count",),
+    "real": ("binary", "levels", "unit", "inside", "count", "real"),
 }
 
 
