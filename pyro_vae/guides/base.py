@@ -25,6 +25,10 @@ class Guide(Component, family="guide"):
     support: ClassVar[str] = "real"
     density: ClassVar[Density] = "anywhere"
 
+    def latent_shape(self, latent_dim: int) -> tuple[int, ...]:
+        """The shape of one datum's latent; a prior must have the same."""
+        return (latent_dim,)
+
     def build(self, shapes: Shapes, encoder: Network) -> GuideModule:
         raise NotImplementedError(f"{type(self).__name__} must write build(shapes, encoder)")
 

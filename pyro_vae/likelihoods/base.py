@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pyro.distributions import Distribution
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyro_vae.component import Component
 from pyro_vae.part import Part, Shapes
@@ -26,6 +27,7 @@ class Likelihood(Component, family="likelihood"):
     """p(x|z). A subclass holds the fields and builds a `LikelihoodModule`."""
 
     support: ClassVar[str] = "real"
+    takes_exposure: ClassVar[bool] = False  # does forward(outputs, exposure) scale a rate?
 
     def param_shape(self, data_shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of decoder outputs that one datum needs."""
@@ -47,6 +49,16 @@ class LikelihoodModule(Part):
     def forward(self, outputs: Tensor) -> Distribution:
         """p(x | outputs), with `event_shape` equal to the data shape."""
         raise NotImplementedError(f"{type(self).__name__} must write forward(outputs)")
+
+    def marginal(self, p: Distribution, mask: Tensor) -> Distribution:
+        """p of the values that `mask [..., *data]` marks, the others integrated out.
+
+        Values that are not marked may be any that the support allows, zeros for example.
+        """
+        base = getattr(p, "base_dist", None)
+        if not isinstance(p, Independent) or p.reinterpreted_batch_ndims != len(self.shapes.data):
+            raise NotImplementedError(f"{type(self).__name__} must write marginal(p, mask)")
+        return base.mask(mask).to_event(len(self.shapes.data))
 
     def initial_output(self, x: Tensor) -> Tensor | None:
         """Decoder outputs `[*param_shape]` that fit training data `x [N, *data]` without z."""

@@ -13,10 +13,18 @@ from pyro_vae.part import Part, Shapes
 
 
 class Prior(Component, family="prior"):
-    """p(z). A subclass holds the fields and builds a `PriorModule`."""
+    """p(z). A subclass holds the fields and builds a `PriorModule`.
+
+    `support` says where latents lie: `real`; `sphere` (unit vectors); `simplex` (positive, sum 1);
+    `one_hot` (rows of [L, C] with a single 1); `relaxed` (rows of [L, C] in a simplex).
+    """
 
     support: ClassVar[str] = "real"
     needs_guide_density: ClassVar[bool] = False  # does p(z) evaluate q(z|u) at any z?
+
+    def latent_shape(self, latent_dim: int) -> tuple[int, ...]:
+        """The shape of one datum's latent; a guide must have the same."""
+        return (latent_dim,)
 
     def build(self, shapes: Shapes) -> PriorModule:
         raise NotImplementedError(f"{type(self).__name__} must write build(shapes)")
