@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "VAE": "pyro_vae.vae",
-    "VAESpec": "pyro_vae.vae",
+    "VAESpec": "pyro_vae.spec",
     "Component": "pyro_vae.component",
     "Prior": "pyro_vae.priors.base",
     "Guide": "pyro_vae.guides.base",
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from pyro_vae.mixture import Mixture
     from pyro_vae.networks.base import Network
     from pyro_vae.priors.base import Prior
-    from pyro_vae.vae import VAE, VAESpec
+    from pyro_vae.spec import VAESpec
+    from pyro_vae.vae import VAE
 
 
 def __getattr__(name: str) -> Any:

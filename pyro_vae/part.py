@@ -16,10 +16,22 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Shapes:
-    """Shapes of one datum and of its latent, without batch dimensions."""
+    """Shapes of one datum and of its latent, without batch dimensions.
+
+    `latent` is the whole of it; with more than one level, a vector of all levels from the data up,
+    whose lengths are `levels`. `seen` is what the encoder is handed: the datum, with what joins it
+    (labels, a mask); the datum alone unless given.
+    """
 
     data: tuple[int, ...]
     latent: tuple[int, ...]
+    levels: tuple[int, ...] = ()
+    seen: tuple[int, ...] = ()
+    classes: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.seen:
+            object.__setattr__(self, "seen", self.data)
 
     @property
     def num_pixels(self) -> int:

@@ -1,72 +1,31 @@
-"""VAESpec, the value, and VAE, the Pyro model and guide it builds."""
+"""VAE: the Pyro model and guide that a VAESpec builds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from os import PathLike
-from typing import Annotated, Any
+from typing import Any
 
 import pyro
 import torch
-from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from pyro_vae.component import OneOf, Value
 from pyro_vae.errors import Problem, RequestError, SpecError
-from pyro_vae.guides.base import Guide
-from pyro_vae.likelihoods.base import Likelihood
-from pyro_vae.networks.base import Network
+from pyro_vae.given import Given, read
+from pyro_vae.labels import Labels
 from pyro_vae.part import Shapes
-from pyro_vae.priors.base import Prior
-
-
-class VAESpec(Value):
-    """A variational autoencoder as a value: p(z), p(x|z), q(z|x) and their networks.
-
-    `data_shape` is the shape of one datum; in an experiment it may be left out and is taken from
-    the data.
-    """
-
-    data_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
-    latent_dim: PositiveInt = 8
-    prior: Annotated[Any, OneOf(Prior.registry)] = "standard_normal"
-    guide: Annotated[Any, OneOf(Guide.registry)] = "mean_field"
-    likelihood: Annotated[Any, OneOf(Likelihood.registry)] = "bernoulli"
-    encoder: Annotated[Any, OneOf(Network.registry)] = "mlp"
-    decoder: Annotated[Any, OneOf(Network.registry)] = "mlp"
-
-    @model_validator(mode="after")
-    def _parts_fit(self):
-        guides: Mapping[str, Any] = Guide.registry
-        fitting = [
-            name
-            for name, guide in guides.items()
-            if guide.support == self.prior.support
-            and (guide.density == "anywhere" or not self.prior.needs_guide_density)
-        ]
-        if self.guide.support != self.prior.support:
-            raise ValueError(
-                f"prior '{self.prior.name}' has {self.prior.support} latents and guide "
-                f"'{self.guide.name}' {self.guide.support} ones; guides that fit: "
-                f"{', '.join(fitting) or 'none'}"
-            )
-        if self.prior.needs_guide_density and self.guide.density != "anywhere":
-            offers = {
-                "sequential": "offers that density only one dimension at a time",
-                "own samples": "knows its density only at its own samples",
-            }[self.guide.density]
-            raise ValueError(
-                f"prior '{self.prior.name}' evaluates q(z|u) at any z, but guide "
-                f"'{self.guide.name}' {offers}; guides that fit: {', '.join(fitting)}"
-            )
-        return self
+from pyro_vae.spec import VAESpec
 
 
 class VAE(nn.Module):
     """A variational autoencoder whose `model` and `guide` are Pyro programs.
 
         z ~ p(z),  x ~ p(x | decoder(z));    q(z|x) = guide(encoder(x))
+
+    With labels (`label=`) p(z|y), p(x|z,y) and q(z|x,y); see `VAESpec` for their roles, for missing
+    values and for exposures. All of its functions take the batch's tensors in the order of
+    `columns`, or by name: `vae.encode(x, y)`, `vae.encode(x, mask=mask)`.
 
     Args: the fields of `VAESpec` (`data_shape` is required).
     Raises: `SpecError`, one line per mistake.
@@ -81,16 +40,30 @@ class VAE(nn.Module):
     def __init__(self, **fields: Any):
         super().__init__()
         self.spec = spec = VAESpec(**fields)
-        if spec.data_shape is None:
-            text = "missing; give the shape of one datum, e.g. (28, 28)"
-            raise SpecError(Problem(("data_shape",), text))
-        self.shapes = shapes = Shapes(data=spec.data_shape, latent=(spec.latent_dim,))
+        _check_whole(spec)
+        self.columns = spec.columns
+        classes = spec.classes or 0
+        label = [(classes,)] if spec.label in ("condition", "latent") else []
+        beside = [spec.data_shape] if spec.missing else []
+        self.joining = spec.encoder.joining(spec.data_shape, [*beside, *label])
+        latent = (sum(spec.levels),) if spec.levels else spec.prior.latent_shape(spec.latent_dim)
+        self.shapes = shapes = Shapes(
+            spec.data_shape, latent, spec.levels, seen=self.joining.shape, classes=classes
+        )
         self.prior = spec.prior.build(shapes)
         self.guide_module = spec.guide.build(shapes, spec.encoder)
+        self.decoder_joining = spec.decoder.joining(self.prior.decoded, label)
         self.decoder = spec.decoder.make(
-            shapes.latent, spec.likelihood.param_shape(spec.data_shape)
+            self.decoder_joining.shape, spec.likelihood.param_shape(spec.data_shape)
         )
         self.likelihood = spec.likelihood.build(shapes)
+        self.labels: Labels | None = None
+        if spec.label != "none":
+            classifier = None
+            if spec.label == "latent":
+                self.classifier_joining = spec.classifier.joining(spec.data_shape, beside)
+                classifier = spec.classifier.make(self.classifier_joining.shape, (classes,))
+            self.labels = Labels(classes, classifier)
         for part in self.parts():
             part.bind(self)
 
@@ -110,75 +83,187 @@ class VAE(nn.Module):
 
     # The Pyro programs ---------------------------------------------------------------------
 
-    def model(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """p(z) p(x|z). `x [batch, *data_shape]`; without x, one datum is drawn."""
+    def model(self, *values: Tensor | None, **named: Tensor | None) -> Tensor:
+        """p(z) p(x|z). `x [batch, *data_shape]`; without x, one datum (or one a label) is drawn."""
+        given = self.read(*values, **named)
         for name in ("prior", "decoder", "likelihood"):
             pyro.module(name, getattr(self, name))
-        with pyro.plate("data", self._batch_size(x), dim=-1):
+        if self.spec.label in ("latent", "cluster"):
+            pyro.module("labels", self.labels)
+        with pyro.plate("data", given.size, dim=-1):
+            y = self._label(given)
             z = self.prior(y)
-            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            return pyro.sample("x", self._observation(z, y, given), obs=given.x)
 
-    def guide(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+    def guide(self, *values: Tensor | None, **named: Tensor | None) -> Tensor:
         """q(z|x). `x [batch, *data_shape]`."""
-        if x is None:
+        given = self.read(*values, **named)
+        if given.x is None:
             raise RequestError("guide: q(z|x) needs x; use model() alone to draw from the prior")
         pyro.module("guide", self.guide_module)
-        with pyro.plate("data", self._batch_size(x), dim=-1):
-            return self.guide_module(x, y)
+        y = given.y
+        if self.spec.label == "latent":
+            pyro.module("labels", self.labels)
+        with pyro.plate("data", given.size, dim=-1):
+            if self.spec.label == "latent":
+                y = self.labels.sample_posterior(self._classified(given), y)
+            return self.guide_module(self._seen(given, y), given)
 
-    def _batch_size(self, x: Tensor | None) -> int:
-        if x is None:
-            return 1
-        if tuple(x.shape[1:]) != self.shapes.data:
-            raise RequestError(
-                f"x has shape {tuple(x.shape)}; expected [batch, "
-                f"{', '.join(map(str, self.shapes.data))}] as in data_shape={self.shapes.data}"
-            )
-        return len(x)
+    def read(self, *values: Tensor | None, **named: Tensor | None) -> Given:
+        """The batch by name, checked. Raises: `RequestError`."""
+        given = read(self.columns, self.shapes, values, named)
+        if self.spec.label == "condition" and given.x is not None and given.y is None:
+            raise RequestError("y: missing; this VAE is p(x|y), so give the labels of x")
+        if self.spec.missing and given.x is not None and given.mask is None:
+            raise RequestError("mask: missing; give one like x, True where a value is known")
+        if self.spec.exposure and given.x is not None and given.exposure is None:
+            raise RequestError("exposure: missing; give one positive number for each datum")
+        return given
+
+    def _label(self, given: Given) -> Tensor | None:
+        """The model's label: none, the condition, or the site "y"."""
+        if self.spec.label == "none":
+            return None
+        assert self.labels is not None
+        if self.spec.label == "condition":
+            if given.y is None:
+                raise RequestError("y: missing; this VAE is p(x|y), so say of which labels")
+            return given.y
+        return self.labels.sample_prior()
+
+    def _seen(self, given: Given, y: Tensor | None) -> Tensor:
+        """What the encoder sees: x, the mask and the label."""
+        beside = [given.mask] if self.spec.missing else []
+        if self.spec.label in ("condition", "latent"):
+            beside.append(self.labels.one_hot(y))  # type: ignore[union-attr]
+        return self.joining(given.x, beside)  # type: ignore[arg-type]
+
+    def _classified(self, given: Given) -> Tensor:
+        beside = [given.mask] if self.spec.missing else []
+        return self.classifier_joining(given.x, beside)
+
+    def _observation(self, z: Tensor, y: Tensor | None, given: Given) -> Any:
+        """p(x|z, y), of the values that are known."""
+        handed = self.prior.handed(z)
+        if self.decoder_joining.extras:
+            handed = self.decoder_joining(handed, [self.labels.one_hot(y)])  # type: ignore
+        outputs = self.decoder(handed)
+        if given.exposure is not None:
+            p = self.likelihood(outputs, given.exposure)
+        else:
+            p = self.likelihood(outputs)
+        return p if given.mask is None else self.likelihood.marginal(p, given.mask)
 
     # In plain words ------------------------------------------------------------------------
 
-    def initialize(self, x: Tensor) -> VAE:
+    def initialize(self, *values: Tensor, **named: Tensor) -> VAE:
         """Set what comes from training data `x [N, *data_shape]`: output bias, scales, ..."""
-        self._batch_size(x)
-        for part in self.parts():
-            part.initialize(x)
+        given = self.read(*values, **named)
+        x: Tensor = given.x  # type: ignore[assignment]
+        seen = self._seen(given, given.y)
+        self.prior.initialize(seen)
+        self.guide_module.initialize(seen)
+        if given.mask is not None:  # as if the missing values were like the others
+            known = given.mask.to(x.dtype)
+            mean = (x * known).sum(0) / known.sum(0).clamp_min(1)
+            x = torch.where(given.mask, x, mean)
+        self.likelihood.initialize(x)
         start = self.likelihood.initial_output(x)
         if start is not None:
             self.decoder.set_output_bias(start)
         return self
 
-    def encode(self, x: Tensor, y: Tensor | None = None):
-        """q(z|x) as a distribution with batch shape `[batch]` and event shape `[latent_dim]`."""
-        self._batch_size(x)
-        return self.guide_module.distribution(self.guide_module.encode(x, y))
+    def encode(self, *values: Tensor, **named: Tensor):
+        """q(z|x) as a distribution with batch shape `[batch]` and event shape `shapes.latent`.
 
-    def decode(self, z: Tensor):
-        """p(x|z) as a distribution, for `z [..., latent_dim]`."""
-        return self.likelihood(self.decoder(z))
+        Where a latent label is missing, the most probable one under q(y|x) stands for it.
+        """
+        given = self.read(*values, **named)
+        parameters = self.guide_module.encode(self._seen(given, self._known(given)), given)
+        return self.guide_module.distribution(parameters)
+
+    def _known(self, given: Given) -> Tensor | None:
+        if self.spec.label != "latent":
+            return given.y
+        likely = self.labels.posterior(self._classified(given)).logits.argmax(-1)  # type: ignore
+        return likely if given.y is None else torch.where(given.y < 0, likely, given.y)
+
+    def decode(self, z: Tensor, y: Tensor | None = None, exposure: Tensor | None = None):
+        """p(x|z), or p(x|z,y), as a distribution, for `z [..., *latent]` and `y [...]`."""
+        if self.decoder_joining.extras and y is None:
+            raise RequestError("y: missing; the decoder of this VAE is p(x|z,y)")
+        return self._observation(z, y, Given(exposure=exposure))
+
+    def draw_prior(self, num: int, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """`num` draws of the latent `[num, *latent]`, and their labels `[num]` where there are any.
+
+        Labels are drawn, too, unless they are given.
+        """
+        if self.spec.label == "none":
+            y = None
+        elif y is None:
+            y = self.labels.prior().expand([num]).sample()  # type: ignore[union-attr]
+        return self.prior.distribution(y).expand([num]).sample(), y
 
     @torch.no_grad()
-    def latent_mean(self, x: Tensor, num_samples: int = 64) -> Tensor:
-        """E_q[z|x] `[batch, latent_dim]`: exact where the guide knows it, else a sample mean."""
-        q = self.encode(x)
+    def latent_mean(self, *values: Tensor, num_samples: int = 64, **named: Tensor) -> Tensor:
+        """E_q[z|x] `[batch, *latent]`: exact where the guide knows it, else a sample mean."""
+        q = self.encode(*values, **named)
         try:
             return q.mean
         except NotImplementedError:
             return q.sample((num_samples,)).mean(0)
 
     @torch.no_grad()
-    def generate(self, num: int = 1, *, mean: bool = True) -> Tensor:
-        """`num` data from the model `[num, *data_shape]`: means of p(x|z), or draws."""
-        z = self.prior.distribution().expand([num]).sample()
-        p = self.decode(z)
+    def generate(self, num: int = 1, *, y: Tensor | int | None = None, mean: bool = True) -> Tensor:
+        """`num` data from the model `[num, *data_shape]`: means of p(x|z), or draws.
+
+        `y`: their labels `[num]`, or one for all; drawn from p(y) unless given.
+        """
+        if isinstance(y, int):
+            y = torch.full((num,), y, device=next(self.parameters()).device)
+        z, y = self.draw_prior(num, y)
+        p = self.decode(z, y)
         return p.mean if mean else p.sample()
 
     @torch.no_grad()
-    def reconstruct(self, x: Tensor, *, mean: bool = True) -> Tensor:
-        """x passed through one draw of q(z|x) and back: `[batch, *data_shape]`."""
-        p = self.decode(self.encode(x).sample())
+    def reconstruct(self, *values: Tensor, mean: bool = True, **named: Tensor) -> Tensor:
+        """x passed through one draw of q(z|x) and back: `[batch, *data_shape]`.
+
+        With a mask, all values come back: what was missing is imputed.
+        """
+        given = self.read(*values, **named)
+        z = self.encode(*given_values(given, self.columns)).sample()
+        p = self.decode(z, self._known(given), given.exposure)
         return p.mean if mean else p.sample()
+
+    @torch.no_grad()
+    def classify(self, *values: Tensor, num_samples: int = 64, **named: Tensor) -> Tensor:
+        """Probabilities of labels `[batch, classes]`: q(y|x), or of clusters E_q[p(y|z)]."""
+        given = self.read(*values, **named)
+        if self.spec.label == "latent":
+            return self.labels.posterior(self._classified(given)).probs  # type: ignore
+        if self.spec.label != "cluster":
+            raise RequestError(
+                f"classify: label is '{self.spec.label}'; this needs a latent label or a cluster"
+            )
+        z = self.encode(*given_values(given, self.columns)).sample((num_samples,))
+        classes = torch.arange(self.shapes.classes, device=z.device)
+        scores = torch.stack([self.prior.distribution(y).log_prob(z) for y in classes], -1)
+        return (scores + self.labels.prior().logits).softmax(-1).mean(0)  # type: ignore
 
     @property
     def num_weights(self) -> int:
         return sum(math.prod(p.shape) for p in self.parameters())
+
+
+def given_values(given: Given, columns) -> list[Tensor]:
+    return [getattr(given, name) for name in columns]
+
+
+def _check_whole(spec: VAESpec) -> None:
+    if spec.data_shape is None:
+        text = "missing; give the shape of one datum, e.g. (28, 28)"
+        raise SpecError(Problem(("data_shape",), text))
+    if spec.label != "none" and spec.classes is None:
+        raise SpecError(Problem(("classes",), f"missing; label '{spec.label}' needs their number"))

@@ -24,7 +24,7 @@ from pyro_vae.app.overrides import apply_overrides
 from pyro_vae.component import OneOf, Registry, Value, nearest, shorten
 from pyro_vae.data.base import SPLITS, Data, Dataset, check_fit
 from pyro_vae.errors import DataError, Problem, SpecError
-from pyro_vae.vae import VAESpec
+from pyro_vae.spec import VAESpec
 from pyro_vae.yaml_files import load_yaml
 
 PRESETS = Path(__file__).parent.parent / "presets"

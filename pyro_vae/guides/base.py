@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
-import pyro
 from pyro.distributions import TorchDistribution as Distribution
 from torch import Tensor
 
 from pyro_vae.component import Component
+from pyro_vae.given import Given
+from pyro_vae.levels import Step, draw
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Part, Shapes
 
@@ -24,6 +26,8 @@ class Guide(Component, family="guide"):
 
     support: ClassVar[str] = "real"
     density: ClassVar[Density] = "anywhere"
+    levels: ClassVar[str] = "one"  # or "many": z1, z2, ...
+    knows_top: ClassVar[bool] = True  # is q(z_M|x) of the last level known in closed form?
 
     def latent_shape(self, latent_dim: int) -> tuple[int, ...]:
         """The shape of one datum's latent; a prior must have the same."""
@@ -36,6 +40,7 @@ class Guide(Component, family="guide"):
 class GuideModule(Part):
     """Owns the encoder. A single-site guide writes `encode` (once per datum) and `distribution`.
 
+    The encoder is handed x `[..., *seen]`: the datum, which a label or a mask may have joined.
     The split serves encode-once estimation, the VampPrior (q at pseudo-inputs) and local
     optimisation of the same family.
     """
@@ -43,19 +48,31 @@ class GuideModule(Part):
     def __init__(self, shapes: Shapes, encoder: Network, num_outputs: int):
         super().__init__()
         self.shapes = shapes
-        self.encoder = encoder.make(shapes.data, (num_outputs,))
+        self.encoder = encoder.make(shapes.seen, (num_outputs,))
 
-    def encode(self, x: Tensor, y: Tensor | None = None) -> Any:
-        """The variational parameters of each datum: tensors `[..., batch, *]`."""
+    def encode(self, x: Tensor, given: Given | None = None) -> Any:
+        """The variational parameters of each datum: tensors `[..., batch, *]`.
+
+        `given`: the batch by name, for guides that ask the model about it.
+        """
         # Not called `parameters`, as in the literature: nn.Module has a method of that name.
-        raise NotImplementedError(f"{type(self).__name__} must write encode(x, y)")
+        raise NotImplementedError(f"{type(self).__name__} must write encode(x, given)")
 
     def distribution(self, parameters: Any) -> Distribution:
         """q(z | parameters), with `event_shape` equal to the latent's shape."""
         raise NotImplementedError(f"{type(self).__name__} must write distribution(parameters)")
 
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return pyro.sample("z", self.distribution(self.encode(x, y)))
+    def top(self, x: Tensor) -> Distribution:
+        """q of the level farthest from the data, given x alone."""
+        return self.distribution(self.encode(x))
+
+    def steps(self, parameters: Any) -> Sequence[Step]:
+        """The sites, in the order in which they are drawn."""
+        return [("z", lambda drawn: self.distribution(parameters))]
+
+    def forward(self, x: Tensor, given: Given | None = None) -> Tensor:
+        """Make the sample statements; returns the latent `[..., *latent]`."""
+        return draw(self.steps(self.encode(x, given)))
 
 
 # Bounds of log scale: exp stays a positive finite float32 and posteriors no narrower than 1e-4.

@@ -37,7 +37,7 @@ class CouplingGuideModule(GuideModule):
         super().__init__(shapes, encoder, 2 * shapes.latent_dim)
         self.flow = Coupling(shapes.latent_dim, spec.depth, spec.hidden, spec.steps)
 
-    def encode(self, x, y=None):
+    def encode(self, x, given=None):
         loc, raw = self.encoder(x).chunk(2, -1)
         return loc, positive(raw)
 

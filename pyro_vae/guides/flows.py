@@ -24,7 +24,7 @@ class OwnSamplesModule(GuideModule):
         super().__init__(shapes, encoder, 2 * dim + depth * per_step)
         self.depth, self.sizes = depth, [dim, dim, depth * per_step]
 
-    def encode(self, x, y=None):
+    def encode(self, x, given=None):
         loc, raw, rest = self.encoder(x).split(self.sizes, -1)
         return loc, positive(raw), rest.unflatten(-1, (self.depth, -1))
 

@@ -22,7 +22,7 @@ class FullRank(Guide, name="full_rank"):
 
 
 class FullRankModule(GuideModule):
-    def encode(self, x, y=None):
+    def encode(self, x, given=None):
         dim = self.shapes.latent_dim
         loc, raw, below = self.encoder(x).split([dim, dim, dim * (dim - 1) // 2], -1)
         tril = torch.diag_embed(positive(raw))

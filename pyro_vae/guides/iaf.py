@@ -56,7 +56,7 @@ class IAFModule(GuideModule):
         )
         self.register_buffer("reverse", order.flip(0), persistent=False)
 
-    def encode(self, x, y=None):
+    def encode(self, x, given=None):
         loc, raw, context = self.encoder(x).split(self.sizes, -1)
         return loc, positive(raw), context
 

@@ -23,7 +23,7 @@ class LowRank(Guide, name="low_rank"):
 
 
 class LowRankModule(GuideModule):
-    def encode(self, x, y=None):
+    def encode(self, x, given=None):
         dim = self.shapes.latent_dim
         outputs = self.encoder(x)
         loc, raw, factor = outputs.split([dim, dim, outputs.shape[-1] - 2 * dim], -1)

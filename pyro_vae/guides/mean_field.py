@@ -17,7 +17,7 @@ class MeanField(Guide, name="mean_field"):
 
 
 class MeanFieldModule(GuideModule):
-    def encode(self, x, y=None):
+    def encode(self, x, given=None):
         loc, raw = self.encoder(x).chunk(2, -1)
         return loc, positive(raw)
 

@@ -36,7 +36,7 @@ class MixtureGuideModule(GuideModule):
         apart = spec.spread * torch.randn(spec.components, shapes.latent_dim)
         self.register_buffer("start", apart)
 
-    def encode(self, x, y=None):
+    def encode(self, x, given=None):
         dim, count = self.shapes.latent_dim, self.components
         loc, raw, logits = self.encoder(x).split([count * dim, count * dim, count], -1)
         scale = positive(raw.unflatten(-1, (count, dim)))

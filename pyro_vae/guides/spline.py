@@ -65,7 +65,7 @@ class SplineModule(GuideModule):
         self.register_buffer("reverse", order.flip(0), persistent=False)
         self.register_buffer("zero", torch.zeros(dim), persistent=False)
 
-    def encode(self, x, y=None):
+    def encode(self, x, given=None):
         loc, raw, context = self.encoder(x).split(self.sizes, -1)
         return loc, positive(raw), context
 

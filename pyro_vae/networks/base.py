@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.component import Component
+from pyro_vae.networks.joining import Joining
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu", "softplus", "leaky_relu"]
 
@@ -27,11 +29,18 @@ class Network(Component, family="network"):
     """A map from `in_shape` to `out_shape`. Write `build` for one batch dimension, no more.
 
     `build(in_shape, out_shape)` returns a module that maps `[n, *in_shape]` to `[n, *out_shape]`
-    (or to anything with as many elements per row).
+    (or to anything with as many elements per row). `pictures`: inputs are taken as pictures
+    `[..., height, width]`, so that what joins them comes as channels.
     """
+
+    pictures: ClassVar[bool] = False
 
     def build(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
         raise NotImplementedError(f"{type(self).__name__} must write build(in_shape, out_shape)")
+
+    def joining(self, in_shape: tuple[int, ...], extras: Sequence[tuple[int, ...]]) -> Joining:
+        """How what comes beside the inputs joins them."""
+        return Joining(in_shape, tuple(extras), self.pictures and len(in_shape) >= 2)
 
     def make(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Net:
         """The built map, with leading dimensions and initialization taken care of."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-import pyro
 from pyro.distributions import TorchDistribution as Distribution
 from torch import Tensor
 
 from pyro_vae.component import Component
+from pyro_vae.levels import Step, draw
 from pyro_vae.part import Part, Shapes
 
 
@@ -20,6 +21,8 @@ class Prior(Component, family="prior"):
     """
 
     support: ClassVar[str] = "real"
+    levels: ClassVar[str] = "one"  # or "many": z1, z2, ...
+    labelled: ClassVar[bool] = False  # is it p(z|y)?
     needs_guide_density: ClassVar[bool] = False  # does p(z) evaluate q(z|u) at any z?
 
     def latent_shape(self, latent_dim: int) -> tuple[int, ...]:
@@ -38,8 +41,22 @@ class PriorModule(Part):
         self.shapes = shapes
 
     def distribution(self, y: Tensor | None = None) -> Distribution:
-        """p(z), with `event_shape` equal to the latent's shape."""
+        """p(z), or p(z|y) for labels `y [...]`, with `event_shape` equal to the latent's shape."""
         raise NotImplementedError(f"{type(self).__name__} must write distribution(y)")
 
+    def steps(self, y: Tensor | None = None) -> Sequence[Step]:
+        """The sites, in the order in which they are drawn."""
+        return [("z", lambda drawn: self.distribution(y))]
+
     def forward(self, y: Tensor | None = None) -> Tensor:
-        return pyro.sample("z", self.distribution(y))
+        """Make the sample statements; returns the latent `[..., *latent]`."""
+        return draw(self.steps(y))
+
+    @property
+    def decoded(self) -> tuple[int, ...]:
+        """The shape of what the decoder is handed of a latent."""
+        return self.shapes.latent
+
+    def handed(self, z: Tensor) -> Tensor:
+        """What the decoder is handed of latents `[..., *latent]`."""
+        return z

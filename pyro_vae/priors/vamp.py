@@ -13,12 +13,14 @@ from pyro_vae.mixture import Mixture
 from pyro_vae.part import Shapes
 from pyro_vae.priors.base import Prior, PriorModule
 
+BOUNDED = ("binary", "levels", "unit", "inside")  # likelihoods of values in [0, 1]
+
 
 class VampPrior(Prior, name="vamp"):
     """p(z) = 1/K sum_k q(z | u_k), learned pseudo-inputs u_k (arXiv:1705.07120).
 
     `init`: pseudo-inputs start at random training data (`data`) or at N(0.5, 0.1) noise.
-    Under a likelihood of values in {0, 1} or [0, 1] they pass through hardtanh to [0, 1], as in the
+    Under a likelihood of values within [0, 1] they pass through hardtanh to [0, 1], as in the
     paper; under one of real values they are free, wherever the data lie.
     """
 
@@ -37,13 +39,13 @@ class VampPriorModule(PriorModule):
     def __init__(self, shapes: Shapes, spec: VampPrior):
         super().__init__(shapes)
         self.init = spec.init
-        self.pseudo_inputs = nn.Parameter(0.5 + 0.1 * torch.randn(spec.components, *shapes.data))
+        self.pseudo_inputs = nn.Parameter(0.5 + 0.1 * torch.randn(spec.components, *shapes.seen))
         self.register_buffer("logits", torch.zeros(spec.components), persistent=False)
         self.bounded = False
 
     def bind(self, vae) -> None:
         self.refer("guide", vae.guide_module)
-        self.bounded = vae.likelihood.support in ("binary", "unit")
+        self.bounded = vae.likelihood.support in BOUNDED
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
@@ -59,4 +61,4 @@ class VampPriorModule(PriorModule):
 
     def distribution(self, y=None):
         inputs = self.pseudo_inputs.clamp(0, 1) if self.bounded else self.pseudo_inputs
-        return Mixture(self.logits, self.guide.distribution(self.guide.encode(inputs)))
+        return Mixture(self.logits, self.guide.top(inputs))
