@@ -25,8 +25,8 @@ import torch
 import inference
 from benchmarks import machine, tables
 from benchmarks.report import rewritten
+from pyro_vae.app.columns import observed
 from pyro_vae.app.evaluate import choose
-from pyro_vae.app.experiment import observed
 from pyro_vae.app.run import Run
 
 RESULT = machine.ROOT / "benchmarks" / "results" / "evidence.json"

@@ -166,6 +166,9 @@ class Registry(Mapping[str, type[BaseModel]]):
         return {"name": self.name_of(value), **value.model_dump(mode="json", exclude={"name"})}
 
 
+_UNDER_WAY: list[str] = []  # families whose schema is being written
+
+
 class OneOf:
     """Annotation of a field that holds one member of a registry."""
 
@@ -182,6 +185,18 @@ class OneOf:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
         choices: list[JsonSchemaValue] = [{"enum": list(self.registry), "type": "string"}]
+        if self.registry.family in _UNDER_WAY:  # a member that holds another of its family
+            nested = {"type": "object", "required": ["name"], "properties": {"name": choices[0]}}
+            return {"anyOf": [*choices, nested], "title": self.registry.family}
+        _UNDER_WAY.append(self.registry.family)
+        try:
+            return self._whole_schema(choices, handler)
+        finally:
+            _UNDER_WAY.pop()
+
+    def _whole_schema(
+        self, choices: list[JsonSchemaValue], handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         for name, cls in self.registry.items():
             one = handler.resolve_ref_schema(handler(cls.__pydantic_core_schema__))
             properties = {

@@ -47,7 +47,7 @@ def read(
     found = dict(zip(columns, values, strict=False))
     for name, value in named.items():
         if name not in columns or found.get(name) is not None:
-            why = "was given twice" if name in columns else f"is none of what this VAE takes: {takes}"
+            why = "was given twice" if name in columns else f"this VAE takes {takes}"
             raise RequestError(f"{name}: {why}")
         found[name] = value
     given = Given(**found)
@@ -79,6 +79,6 @@ def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
 def _check_labels(y: Tensor, classes: int) -> None:
     if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
         raise RequestError(
-            f"y has shape {tuple(y.shape)} and type {y.dtype}; expected integers [batch], from 0 to "
-            f"{classes - 1}, or -1 where a label is missing"
+            f"y has shape {tuple(y.shape)} and type {y.dtype}; expected integers [batch], from 0 "
+            f"to {classes - 1}, or -1 where a label is missing"
         )

@@ -20,11 +20,11 @@ def names(levels: Sequence[int]) -> list[str]:
     return [f"z{level + 1}" for level in range(len(levels))]
 
 
-def draw(steps: Sequence[Step], infer: Mapping[str, Any] | None = None) -> Tensor:
+def draw(steps: Sequence[Step], infer: Any = None) -> Tensor:
     """One sample statement a step; the draws as one latent, levels from the data up."""
     drawn: dict[str, Tensor] = {}
     for name, step in steps:
-        drawn[name] = pyro.sample(name, step(drawn), infer=dict(infer or {}))
+        drawn[name] = pyro.sample(name, step(drawn), infer=infer)
     if len(drawn) == 1:
         return drawn[name]
     return together(drawn)

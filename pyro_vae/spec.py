@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema, model_validator
 
-from pyro_vae.component import OneOf, Value
+from pyro_vae.component import OneOf, Value, shorten
 from pyro_vae.guides.base import Guide
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.networks.base import Network
@@ -19,6 +19,35 @@ OFFERS = {
     "sequential": "offers that density only one dimension at a time",
     "own samples": "knows its density only at its own samples",
 }
+
+
+def _latent_dim(value: Any) -> Any:
+    many = tuple(value) if isinstance(value, list | tuple) else (value,)
+    fine = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in many)
+    if not fine or len(many) < 1 + isinstance(value, list | tuple):
+        raise ValueError(
+            "expected a positive integer, or one for each of two or more levels, e.g. [32, 8] "
+            f"(got {shorten(value)})"
+        )
+    return many if isinstance(value, list | tuple) else value
+
+
+LatentDim = Annotated[
+    int | tuple[int, ...],
+    BeforeValidator(_latent_dim),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "exclusiveMinimum": 0},
+                {
+                    "type": "array",
+                    "items": {"type": "integer", "exclusiveMinimum": 0},
+                    "minItems": 2,
+                },
+            ]
+        }
+    ),
+]
 
 
 class VAESpec(Value):
@@ -36,7 +65,7 @@ class VAESpec(Value):
     """
 
     data_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
-    latent_dim: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = 8
+    latent_dim: LatentDim = 8
     prior: Annotated[Any, OneOf(Prior.registry)] = "standard_normal"
     guide: Annotated[Any, OneOf(Guide.registry)] = "mean_field"
     likelihood: Annotated[Any, OneOf(Likelihood.registry)] = "bernoulli"
@@ -78,6 +107,14 @@ def refusals(spec: VAESpec) -> Iterator[str]:
     yield from _supports(spec)
     yield from _densities(spec)
     yield from _labels(spec)
+    for role in ("encoder", "classifier"):
+        network = getattr(spec, role)
+        if network.bayesian:
+            names = _named(Network.registry, lambda cls: not cls.bayesian)
+            yield (
+                f"{role} '{network.name}': weights that are latents are for decoders; networks "
+                f"that fit: {names}"
+            )
     if spec.exposure and not spec.likelihood.takes_exposure:
         names = _named(Likelihood.registry, lambda cls: cls.takes_exposure)
         yield (
@@ -154,11 +191,13 @@ def _labels(spec: VAESpec) -> Iterator[str]:
 def _guides(spec: VAESpec) -> str:
     return _named(
         Guide.registry,
-        lambda guide: guide.support == spec.prior.support
-        and guide.levels == spec.prior.levels
-        and (
-            (guide.density == "anywhere" and guide.knows_top)
-            or not spec.prior.needs_guide_density
+        lambda guide: (
+            guide.support == spec.prior.support
+            and guide.levels == spec.prior.levels
+            and (
+                (guide.density == "anywhere" and guide.knows_top)
+                or not spec.prior.needs_guide_density
+            )
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -41,27 +42,28 @@ class VAE(nn.Module):
         super().__init__()
         self.spec = spec = VAESpec(**fields)
         _check_whole(spec)
-        self.columns = spec.columns
+        self.columns, data = spec.columns, spec.data_shape or ()
         classes = spec.classes or 0
         label = [(classes,)] if spec.label in ("condition", "latent") else []
-        beside = [spec.data_shape] if spec.missing else []
-        self.joining = spec.encoder.joining(spec.data_shape, [*beside, *label])
+        beside = [data] if spec.missing else []
+        self.joining = spec.encoder.joining(data, [*beside, *label])
         latent = (sum(spec.levels),) if spec.levels else spec.prior.latent_shape(spec.latent_dim)
         self.shapes = shapes = Shapes(
-            spec.data_shape, latent, spec.levels, seen=self.joining.shape, classes=classes
+            data, latent, spec.levels, seen=self.joining.shape, classes=classes
         )
+        self.bayesian = spec.decoder.bayesian
         self.prior = spec.prior.build(shapes)
         self.guide_module = spec.guide.build(shapes, spec.encoder)
         self.decoder_joining = spec.decoder.joining(self.prior.decoded, label)
         self.decoder = spec.decoder.make(
-            self.decoder_joining.shape, spec.likelihood.param_shape(spec.data_shape)
+            self.decoder_joining.shape, spec.likelihood.param_shape(data)
         )
         self.likelihood = spec.likelihood.build(shapes)
-        self.labels: Labels | None = None
+        self.labels: Any = None
         if spec.label != "none":
             classifier = None
             if spec.label == "latent":
-                self.classifier_joining = spec.classifier.joining(spec.data_shape, beside)
+                self.classifier_joining = spec.classifier.joining(data, beside)
                 classifier = spec.classifier.make(self.classifier_joining.shape, (classes,))
             self.labels = Labels(classes, classifier)
         for part in self.parts():
@@ -90,10 +92,11 @@ class VAE(nn.Module):
             pyro.module(name, getattr(self, name))
         if self.spec.label in ("latent", "cluster"):
             pyro.module("labels", self.labels)
+        weights = self.decoder.sample_prior() if self.bayesian else None
         with pyro.plate("data", given.size, dim=-1):
             y = self._label(given)
             z = self.prior(y)
-            return pyro.sample("x", self._observation(z, y, given), obs=given.x)
+            return pyro.sample("x", self._observation(z, y, given, weights), obs=given.x)
 
     def guide(self, *values: Tensor | None, **named: Tensor | None) -> Tensor:
         """q(z|x). `x [batch, *data_shape]`."""
@@ -104,6 +107,9 @@ class VAE(nn.Module):
         y = given.y
         if self.spec.label == "latent":
             pyro.module("labels", self.labels)
+        if self.bayesian:
+            pyro.module("decoder", self.decoder)
+            self.decoder.sample_guide()
         with pyro.plate("data", given.size, dim=-1):
             if self.spec.label == "latent":
                 y = self.labels.sample_posterior(self._classified(given), y)
@@ -116,6 +122,8 @@ class VAE(nn.Module):
             raise RequestError("y: missing; this VAE is p(x|y), so give the labels of x")
         if self.spec.missing and given.x is not None and given.mask is None:
             raise RequestError("mask: missing; give one like x, True where a value is known")
+        if given.mask is not None and given.x is not None:  # nothing leaks
+            given = replace(given, x=torch.where(given.mask, given.x, 0.0))
         if self.spec.exposure and given.x is not None and given.exposure is None:
             raise RequestError("exposure: missing; give one positive number for each datum")
         return given
@@ -124,7 +132,6 @@ class VAE(nn.Module):
         """The model's label: none, the condition, or the site "y"."""
         if self.spec.label == "none":
             return None
-        assert self.labels is not None
         if self.spec.label == "condition":
             if given.y is None:
                 raise RequestError("y: missing; this VAE is p(x|y), so say of which labels")
@@ -135,24 +142,35 @@ class VAE(nn.Module):
         """What the encoder sees: x, the mask and the label."""
         beside = [given.mask] if self.spec.missing else []
         if self.spec.label in ("condition", "latent"):
-            beside.append(self.labels.one_hot(y))  # type: ignore[union-attr]
+            beside.append(self.labels.one_hot(y))
         return self.joining(given.x, beside)  # type: ignore[arg-type]
 
     def _classified(self, given: Given) -> Tensor:
         beside = [given.mask] if self.spec.missing else []
         return self.classifier_joining(given.x, beside)
 
-    def _observation(self, z: Tensor, y: Tensor | None, given: Given) -> Any:
+    def _observation(
+        self, z: Tensor, y: Tensor | None, given: Given, weights: Tensor | None = None
+    ) -> Any:
         """p(x|z, y), of the values that are known."""
-        handed = self.prior.handed(z)
-        if self.decoder_joining.extras:
-            handed = self.decoder_joining(handed, [self.labels.one_hot(y)])  # type: ignore
-        outputs = self.decoder(handed)
+        outputs = self.outputs(z, y, weights)
         if given.exposure is not None:
             p = self.likelihood(outputs, given.exposure)
         else:
             p = self.likelihood(outputs)
         return p if given.mask is None else self.likelihood.marginal(p, given.mask)
+
+    def outputs(
+        self, z: Tensor, y: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """The decoder's numbers `[..., *param_shape]`, of which the likelihood is made.
+
+        `weights` of a Bayesian decoder; their means unless given.
+        """
+        handed = self.prior.handed(z)
+        if self.decoder_joining.extras:
+            handed = self.decoder_joining(handed, [self.labels.one_hot(y)])
+        return self.decoder(handed, weights) if self.bayesian else self.decoder(handed)
 
     # In plain words ------------------------------------------------------------------------
 
@@ -182,10 +200,14 @@ class VAE(nn.Module):
         parameters = self.guide_module.encode(self._seen(given, self._known(given)), given)
         return self.guide_module.distribution(parameters)
 
+    def likely_labels(self, *values: Tensor, **named: Tensor) -> Tensor | None:
+        """Labels `[batch]`: those given, and where a latent one is missing the most probable."""
+        return self._known(self.read(*values, **named))
+
     def _known(self, given: Given) -> Tensor | None:
         if self.spec.label != "latent":
             return given.y
-        likely = self.labels.posterior(self._classified(given)).logits.argmax(-1)  # type: ignore
+        likely = self.labels.posterior(self._classified(given)).logits.argmax(-1)
         return likely if given.y is None else torch.where(given.y < 0, likely, given.y)
 
     def decode(self, z: Tensor, y: Tensor | None = None, exposure: Tensor | None = None):
@@ -202,7 +224,7 @@ class VAE(nn.Module):
         if self.spec.label == "none":
             y = None
         elif y is None:
-            y = self.labels.prior().expand([num]).sample()  # type: ignore[union-attr]
+            y = self.labels.prior().expand([num]).sample()
         return self.prior.distribution(y).expand([num]).sample(), y
 
     @torch.no_grad()
@@ -242,7 +264,7 @@ class VAE(nn.Module):
         """Probabilities of labels `[batch, classes]`: q(y|x), or of clusters E_q[p(y|z)]."""
         given = self.read(*values, **named)
         if self.spec.label == "latent":
-            return self.labels.posterior(self._classified(given)).probs  # type: ignore
+            return self.labels.posterior(self._classified(given)).probs
         if self.spec.label != "cluster":
             raise RequestError(
                 f"classify: label is '{self.spec.label}'; this needs a latent label or a cluster"
@@ -250,7 +272,7 @@ class VAE(nn.Module):
         z = self.encode(*given_values(given, self.columns)).sample((num_samples,))
         classes = torch.arange(self.shapes.classes, device=z.device)
         scores = torch.stack([self.prior.distribution(y).log_prob(z) for y in classes], -1)
-        return (scores + self.labels.prior().logits).softmax(-1).mean(0)  # type: ignore
+        return (scores + self.labels.prior().logits).softmax(-1).mean(0)
 
     @property
     def num_weights(self) -> int:

@@ -10,12 +10,12 @@ from pathlib import Path
 from torch import Tensor
 
 from pyro_vae.app import compare, diagnose, evaluate, listing, pictures, train
+from pyro_vae.app.columns import Batch, splits
 from pyro_vae.app.experiment import (
     DEFAULT_PRESET,
     ExperimentSpec,
     load_experiment,
     override,
-    splits,
 )
 from pyro_vae.app.overrides import split_request
 from pyro_vae.app.run import Run
@@ -100,7 +100,7 @@ def generate_command(args: Namespace) -> None:
     vae, x = run.vae(), None
     if vae.likelihood.support not in ("binary", "unit"):  # else the range is known without data
         with suppress(DataError):
-            x, _ = _shown(run, None)
+            (x, *_), _ = _shown(run, None)
     _show(pictures.samples(vae, _target(run, args, "samples"), seed=args.seed, like=x))
 
 
@@ -123,9 +123,9 @@ def latent_command(args: Namespace) -> None:
     x, labels = _shown(run, args.split)
     path = _target(run, args, "latent_scatter")
     _show(pictures.latent_scatter(vae, x, path, labels=labels, seed=args.seed))
-    if args.out is None and vae.spec.latent_dim == 2 and vae.spec.prior.support == "real":
+    if args.out is None and vae.shapes.latent_dim == 2 and vae.spec.prior.support == "real":
         path = run.pictures / "manifold.png"
-        _show(pictures.manifold(vae, path, seed=args.seed, like=x))
+        _show(pictures.manifold(vae, path, seed=args.seed, like=x[0]))
 
 
 def list_command(args: Namespace) -> None:
@@ -144,13 +144,13 @@ def _target(run: Run, args: Namespace, name: str) -> Path:
     return Path(args.out) if args.out is not None else run.pictures / f"{name}.png"
 
 
-def _shown(run: Run, split: str | None) -> tuple[Tensor, Tensor | None]:
+def _shown(run: Run, split: str | None) -> tuple[Batch, Tensor | None]:
     """Data and labels to draw; of the test split, where there is one, unless told otherwise."""
-    dataset = run.spec.data.load()
+    dataset = run.spec.data.prepared()
     if split is None:
         there = splits(dataset)
         split = next(name for name in ("test", "validation", "train") if name in there)
-    return train.picture_data(dataset, split)
+    return train.picture_data(dataset, split, run.spec.model)
 
 
 def _show(path: Path) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 import inference
-from pyro_vae.app.evaluate import choose, chosen
-from pyro_vae.app.experiment import EvaluateSpec, devices, observed
+from pyro_vae.app.columns import Batch, arguments, batch_fingerprint, choose, on
+from pyro_vae.app.evaluate import chosen
+from pyro_vae.app.experiment import EvaluateSpec, devices
 from pyro_vae.app.files import write_json, write_tensors
 from pyro_vae.app.local import local_guide
 from pyro_vae.app.pictures.calibration import draw_calibration
@@ -24,7 +25,6 @@ from pyro_vae.app.pictures.usage import draw_unit_kl
 from pyro_vae.app.run import Run
 from pyro_vae.app.tables import say, show_table
 from pyro_vae.component import nearest
-from pyro_vae.data.base import fingerprint
 from pyro_vae.errors import RequestError
 from pyro_vae.vae import VAE
 
@@ -93,28 +93,32 @@ def diagnose(
     weights = run.weights_fingerprint()
     vae = run.vae()
     vae.to(device)
-    every = observed(run.spec.data.load(), how.split)
-    x = choose(every, how.num_data or min(NUM_DATA, len(every))).to(device)
+    every = arguments(run.spec.data.prepared(), how.split, vae.spec)
+    there = len(every[0])
+    batch = on(choose(every, how.num_data or min(NUM_DATA, there)), device)
     most = SLOW_DATA if vae.spec.guide.density != "anywhere" else USAGE_DATA
-    more = choose(every, how.num_data or min(most, len(every))).to(device)
-    if len(x) < 2:
+    more = on(choose(every, how.num_data or min(most, there)), device)
+    if len(batch[0]) < 2:
         raise RequestError("--num-data: 1; errors of a mean need at least two data")
     pair = vae.model, vae.guide
     own: dict[str, Any] = {"seed": how.seed, "progress": progress}
     found = Diagnosis()
     # An estimator that does not fit is the request's fault: no reason to go on without it.
-    local = None if _is_gaussian(vae, x) else local_guide(vae)
-    found.results["gaps"] = inference.gaps(*pair, x, estimator=how.estimator, local=local, **own)
+    local = None if _is_gaussian(vae, batch) else local_guide(vae)
+    found.results["gaps"] = inference.gaps(
+        *pair, batch, estimator=how.estimator, local=local, **own
+    )
     found.add("unit_kl", lambda: inference.unit_kl(*pair, more, **own))
     found.add("surgery", lambda: inference.surgery(*pair, more, **own))
     found.add("calibration", lambda: inference.calibration(*pair, more, **own))
-    found.add("reference", lambda: inference.reference(*pair, x[:REFERENCE_DATA], **own))
+    few = tuple(item[:REFERENCE_DATA] for item in batch)
+    found.add("reference", lambda: inference.reference(*pair, few, **own))
     found.summary = {
         "split": how.split,
-        "num_data": len(x),
-        "num_usage_data": len(more),
+        "num_data": len(batch[0]),
+        "num_usage_data": len(more[0]),
         "seed": how.seed,
-        "data_fingerprint": fingerprint(x),
+        "data_fingerprint": batch_fingerprint(batch),
         "weights_fingerprint": weights,
         **{name: result.summary() for name, result in found.results.items()},
         "missing": found.missing,
@@ -124,8 +128,8 @@ def diagnose(
     return found
 
 
-def _is_gaussian(vae: VAE, x: Tensor) -> bool:
-    q = vae.encode(x[:1])
+def _is_gaussian(vae: VAE, batch: Batch) -> bool:
+    q = vae.encode(*(item[:1] for item in batch))
     base = q.base_dist if isinstance(q, Independent) else q
     return isinstance(base, Normal | MultivariateNormal)
 

@@ -12,18 +12,18 @@ from torch import Tensor
 
 import inference
 from inference.isolation import own_randomness
+from pyro_vae.app.columns import Batch, arguments, batch_fingerprint, choose, on
 from pyro_vae.app.experiment import (
     ESTIMATORS,
     EvaluateSpec,
     ExperimentSpec,
     devices,
-    observed,
     override,
 )
 from pyro_vae.app.run import EVALUATION, SANDWICH, Run, RunFailed
 from pyro_vae.app.tables import say, show_table
 from pyro_vae.component import nearest
-from pyro_vae.data.base import Dataset, fingerprint
+from pyro_vae.data.base import Dataset
 from pyro_vae.errors import RequestError, SpecError
 from pyro_vae.vae import VAE
 
@@ -79,13 +79,14 @@ def evaluate(
     weights = run.weights_fingerprint()
     vae = run.vae()
     vae.to(device)
-    dataset = run.spec.data.load()
-    x = choose(observed(dataset, how.split), how.num_data).to(device)
+    dataset = run.spec.data.prepared()
+    batch = choose(arguments(dataset, how.split, vae.spec), how.num_data)
+    batch = on(batch, device)
     pair = vae.model, vae.guide
     kind = kind_of(how.estimator.name)
     # Before log p(x), whose parts are dropped once it is there.
-    beside = _beside(vae, dataset, x, how) if kind == EVALUATION else {}
-    question = weights, fingerprint(x), how.to_dict(), device
+    beside = _beside(vae, dataset, batch, how) if kind == EVALUATION else {}
+    question = weights, batch_fingerprint(batch), how.to_dict(), device
     partial, dropped = run.partial_evaluation(*question, kind=kind)
     if dropped:
         say(f"{run.path}: drops the beginning of {ARTICLES[kind]} with other settings")
@@ -94,7 +95,7 @@ def evaluate(
     try:
         estimate = inference.log_marginal(
             *pair,
-            x,
+            batch,
             estimator=how.estimator,
             seed=how.seed,
             engine=how.engine,
@@ -115,7 +116,7 @@ def evaluate(
     if kind == SANDWICH:  # of its own data, whatever the split
         summary["evaluate"] = {k: v for k, v in asked.items() if k not in ("split", "num_data")}
     else:
-        own = {"split": how.split, "data_fingerprint": fingerprint(x), "evaluate": asked}
+        own = {"split": how.split, "data_fingerprint": batch_fingerprint(batch), "evaluate": asked}
         summary |= {**own, **_bits(dataset, estimate), **beside}
     run.write_evaluation(estimate.arrays(), summary, kind)
     return estimate, summary
@@ -180,26 +181,13 @@ def _whole(change: str) -> str:
     return change
 
 
-def choose(x: Tensor, num_data: int | None) -> Tensor:
-    """A random `num_data` of the data, always the same ones; all of them for None.
-
-    Raises: `RequestError` if there are fewer.
-    """
-    if num_data is None:
-        return x
-    if num_data > len(x):
-        raise RequestError(f"evaluate.num_data: {num_data}, but there are only {len(x)}")
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    return x[order[:num_data].sort().values]
-
-
-def _beside(vae: VAE, dataset: Dataset, x: Tensor, how: EvaluateSpec) -> dict[str, Any]:
+def _beside(vae: VAE, dataset: Dataset, batch: Batch, how: EvaluateSpec) -> dict[str, Any]:
     """What else is told of the data that log p(x) is estimated of."""
-    pair = vae.model, vae.guide
+    pair, many = (vae.model, vae.guide), len(batch[0]) > 1
     return {
-        **_bound(inference.bound(*pair, x, seed=how.seed)),
-        **(_units(inference.active_units(*pair, x, seed=how.seed)) if len(x) > 1 else {}),
-        "warnings": _warnings(vae, dataset, how.split, _decoded(vae, x, how.seed)),
+        **_bound(inference.bound(*pair, batch, seed=how.seed)),
+        **(_units(inference.active_units(*pair, batch, seed=how.seed)) if many else {}),
+        "warnings": _warnings(vae, dataset, how.split, _decoded(vae, batch, how.seed)),
     }
 
 
@@ -240,10 +228,11 @@ def _bits(dataset: Dataset, estimate: inference.Estimate) -> dict[str, Any]:
     }
 
 
-def _decoded(vae: VAE, x: Tensor, seed: int) -> Tensor:
+def _decoded(vae: VAE, batch: Batch, seed: int) -> Tensor:
     """Decoder outputs `[N, *param_shape]` at a posterior draw for each of some data."""
     with own_randomness(seed), torch.no_grad():
-        return vae.decoder(vae.encode(choose(x, min(len(x), DECODED))).sample())
+        some = choose(batch, min(len(batch[0]), DECODED))
+        return vae.outputs(vae.encode(*some).sample(), vae.likely_labels(*some))
 
 
 def _warnings(vae: VAE, dataset: Dataset, split: str, outputs: Tensor) -> list[str]:

@@ -17,12 +17,12 @@ from pydantic import (
     PositiveInt,
     WithJsonSchema,
 )
-from torch import Tensor
 
 import inference
+from pyro_vae.app import columns
 from pyro_vae.app.overrides import apply_overrides
 from pyro_vae.component import OneOf, Registry, Value, nearest, shorten
-from pyro_vae.data.base import SPLITS, Data, Dataset, check_fit
+from pyro_vae.data.base import Data, Dataset, check_fit
 from pyro_vae.errors import DataError, Problem, SpecError
 from pyro_vae.spec import VAESpec
 from pyro_vae.yaml_files import load_yaml
@@ -187,7 +187,7 @@ def override(data: dict[str, Any], overrides: Iterable[str]) -> ExperimentSpec:
 
 
 def resolve(spec: ExperimentSpec, dataset: Dataset) -> ExperimentSpec:
-    """The spec with `model.data_shape` from the data, once both are known to fit.
+    """The spec with `model.data_shape` and `model.classes` from the data, once both fit.
 
     Raises: `SpecError`, one line per mistake.
     """
@@ -207,12 +207,17 @@ def resolve(spec: ExperimentSpec, dataset: Dataset) -> ExperimentSpec:
         text = f"{train.patience}, but '{dataset.name}' has no validation data to watch"
         problem("train.patience", f"{text}; give it some, or leave patience out")
     _check_warmup(spec, num_data, problem)
+    for field, text in columns.problems(dataset, spec.model):
+        problem(field, text)
     if train.device is not None and train.device not in devices():
         text = f"'{train.device}' is not on this machine{nearest(train.device, devices())}"
         problem("train.device", text)
     if problems:
         raise SpecError(problems)
-    model = spec.model.model_copy(update={"data_shape": shape})
+    update: dict[str, Any] = {"data_shape": shape}
+    if "y" in spec.model.columns and spec.model.classes is None:
+        update["classes"] = columns.num_classes(dataset)
+    model = spec.model.model_copy(update=update)
     return spec.model_copy(update={"model": model})
 
 
@@ -235,24 +240,6 @@ def devices() -> list[str]:
     if torch.cuda.is_available():
         found = ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count())), *found]
     return found
-
-
-def splits(dataset: Dataset) -> list[str]:
-    """The splits that hold data."""
-    return [split for split in SPLITS if len(getattr(dataset, split))]
-
-
-def observed(dataset: Dataset, split: str) -> Tensor:
-    """The data of a split as a likelihood scores them.
-
-    Training data that get fresh randomness with every batch get it once here, always the same.
-    """
-    x = dataset.split(split)
-    if split != "train" or dataset.train_transform is None:
-        return x
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        return dataset.train_transform(x)
 
 
 # Two specs -------------------------------------------------------------------------------------

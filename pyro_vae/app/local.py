@@ -32,7 +32,7 @@ def local_guide(vae: VAE) -> inference.LocalGuide:
         hook = module.encoder.register_forward_hook(lambda _, given, output: kept.append(output))
         try:
             with torch.no_grad():
-                module.encode(*arguments)
+                vae.encode(*arguments)
         finally:
             hook.remove()
         return tuple(kept)
@@ -42,7 +42,7 @@ def local_guide(vae: VAE) -> inference.LocalGuide:
         own = copy.copy(module)
         own._modules = {**module._modules, "encoder": _Handed(parameters)}
         with pyro.plate("data", len(arguments[0]), dim=-1):
-            return own(*arguments)
+            return own(arguments[0], vae.read(*arguments))
 
     return inference.LocalGuide(start, program)
 

@@ -14,12 +14,14 @@ from torch import Tensor
 
 import inference
 import pyro_vae
-from pyro_vae.app.experiment import ExperimentSpec, differences, observed, resolve, splits
+from pyro_vae.app.columns import Batch, arguments, on, splits
+from pyro_vae.app.experiment import ExperimentSpec, differences, resolve
 from pyro_vae.app.files import json_line, write_json_lines
 from pyro_vae.app.pictures import draw_all
 from pyro_vae.app.run import Run, RunFailed
 from pyro_vae.data.base import Dataset
 from pyro_vae.errors import Problem, RunError
+from pyro_vae.spec import VAESpec
 from pyro_vae.vae import VAE
 
 PICTURE_DATA = 2000  # how many data the pictures show at most
@@ -51,7 +53,7 @@ def train(
             raise RunError(f"{run.checkpoint}: missing; a finished run goes on from it")
     elif run is not None:
         run.check_free()
-    dataset = spec.data.load()
+    dataset = spec.data.prepared()
     spec = resolve(spec, dataset)
     vae = build(spec, dataset)
     if run is None:
@@ -96,7 +98,9 @@ def build(spec: ExperimentSpec, dataset: Dataset) -> VAE:
     """The untrained VAE: its first weights follow from `train.seed`; the caller's RNG stays."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(spec.train.seed)
-        return VAE.from_spec(spec.model).initialize(dataset.train)
+        return VAE.from_spec(spec.model).initialize(
+            *arguments(dataset, "train", spec.model, fresh=True)
+        )
 
 
 def _with_engine(spec: ExperimentSpec, engine: str) -> ExperimentSpec:
@@ -113,12 +117,15 @@ def _fit(
     else:
         run.metrics.unlink(missing_ok=True)
     run.write_spec(spec)
+    held_out = None
+    if len(dataset.validation):
+        held_out = arguments(dataset, "validation", spec.model)
     try:
         return inference.fit(
             vae.model,
             vae.guide,
-            dataset.train,
-            validation=dataset.validation if len(dataset.validation) else None,
+            arguments(dataset, "train", spec.model, fresh=True),
+            validation=held_out,
             objective=spec.objective,
             epochs=settings.epochs,
             batch_size=settings.batch_size,
@@ -190,10 +197,11 @@ def _describe(run: Run, dataset: Dataset, vae: VAE, result: inference.FitResult)
     """Pictures and the summary of a finished training."""
     there = splits(dataset)
     split = next(name for name in ("validation", "test", "train") if name in there)
-    x, labels = picture_data(dataset, split)
+    x, labels = picture_data(dataset, split, run.spec.model)
     draw_all(vae, x, labels, result.history, run.pictures)
     device = next(vae.parameters()).device
-    bound = inference.bound(vae.model, vae.guide, observed(dataset, split).to(device))
+    shown = on(arguments(dataset, split, run.spec.model), device)
+    bound = inference.bound(vae.model, vae.guide, shown)
     run.write_summary(
         {
             "status": result.status,
@@ -226,8 +234,9 @@ def _describe(run: Run, dataset: Dataset, vae: VAE, result: inference.FitResult)
     )
 
 
-def picture_data(dataset: Dataset, split: str) -> tuple[Tensor, Tensor | None]:
+def picture_data(dataset: Dataset, split: str, model: VAESpec) -> tuple[Batch, Tensor | None]:
     """Some data of a split with their labels, drawn at random: files may be sorted by label."""
-    x, labels = observed(dataset, split), dataset.labels.get(split)
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:PICTURE_DATA]
-    return x[rows], None if labels is None else labels[rows]
+    batch, labels = arguments(dataset, split, model), dataset.labels.get(split)
+    order = torch.randperm(len(batch[0]), generator=torch.Generator().manual_seed(0))
+    rows = order[:PICTURE_DATA]
+    return tuple(item[rows] for item in batch), None if labels is None else labels[rows]

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from pyro_vae.component import Component, nearest
+from pyro_vae.data.hiding import hide_labels, hide_values
 from pyro_vae.data.rows import Rows
 from pyro_vae.errors import DataError, Problem, RequestError
 from pyro_vae.likelihoods.base import SCORES, Likelihood
@@ -23,7 +24,9 @@ class Dataset:
     """A loaded data set.
 
     `train`, `validation` and `test` are float32 `[N, *shape]`; a split that does not exist has no
-    rows. `labels` holds int64 `[N]` per split where they are known. `support` says what values a
+    rows. `labels` holds int64 `[N]` per split where they are known, -1 where one is missing;
+    `masks` bool `[N, *shape]`, True where a value is known (others are 0), and `exposures` `[N]`,
+    where there are any. `support` says what values a
     likelihood must score: `binary`, `unit` (in [0, 1]) or `real`. `train_transform`, if any,
     gives a training batch its fresh randomness from torch's global generator. `levels` counts the
     grey levels of dequantized data, x = (level + u) / levels.
@@ -34,6 +37,8 @@ class Dataset:
     validation: Tensor
     test: Tensor
     labels: Mapping[str, Tensor] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    exposures: Mapping[str, Tensor] = field(default_factory=dict)
     support: str = "real"
     train_transform: Callable[[Tensor], Tensor] | None = None
     levels: int | None = None
@@ -70,11 +75,25 @@ class Data(Component, family="data"):
     """A data set to load. A subclass holds the fields and writes `load`.
 
     `train_size` and `test_size` cut a split to a random but fixed choice of its rows, for quick
-    runs.
+    runs. `labelled` keeps the labels of so many training data, as many of each class, and hides the
+    others (-1). `missing` hides this share of all values, each by itself (missing completely at
+    random). What is hidden follows from `hiding_seed`, and is no part of the training seed.
     """
 
     train_size: int | None = Field(default=None, ge=2)
     test_size: int | None = Field(default=None, ge=1)
+    labelled: PositiveInt | None = None
+    missing: float = Field(default=0.0, ge=0, lt=1)
+    hiding_seed: int = Field(default=0, ge=0, lt=2**32)
+
+    def prepared(self) -> Dataset:
+        """The data set with what is to be hidden hidden. Raises `DataError`."""
+        dataset = self.load()
+        if self.labelled is not None:
+            dataset = hide_labels(dataset, self.labelled, self.hiding_seed)
+        if self.missing:
+            dataset = hide_values(dataset, self.missing, self.hiding_seed)
+        return dataset
 
     def load(self) -> Dataset:
         raise NotImplementedError(f"{type(self).__name__} must write load()")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class GreyData(Data):
         if dequantized and levels is None:
             raise DataError(f"data '{name}' has no grey levels; set data.dequantize=none")
         splits = self.cut(name, {split: rows for split, rows in splits.items() if len(rows)})
-        tensors = {
+        tensors: dict[str, Any] = {
             split: torch.from_numpy(self._values(rows, levels, fresh=split == "train"))
             for split, rows in splits.items()
         }

@@ -34,6 +34,7 @@ class Network(Component, family="network"):
     """
 
     pictures: ClassVar[bool] = False
+    bayesian: ClassVar[bool] = False  # are its weights latents? Then it makes their sites, too
 
     def build(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
         raise NotImplementedError(f"{type(self).__name__} must write build(in_shape, out_shape)")

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from pyro_vae.app.pictures import queries
 from pyro_vae.app.pictures.curves import bounds, learning_curves
 from pyro_vae.app.pictures.interpolations import interpolations
 from pyro_vae.app.pictures.latent import latent_scatter
@@ -39,7 +38,7 @@ __all__ = [
 
 def draw_all(
     vae: VAE,
-    x: Tensor,
+    x: queries.Batch,
     labels: Any | None,
     history: Sequence[dict] | None,
     folder: str | Path,
@@ -48,20 +47,22 @@ def draw_all(
 ) -> list[Path]:
     """Every picture that applies to this VAE, each under its function's name in `folder`.
 
-    `x`: `[N, *data_shape]`. `labels`: one per datum. `history`: the rows of a fit.
+    `x`: `[N, *data_shape]`, or all that the VAE's programs take. `labels`: one per
+    datum. `history`: the rows of a fit.
     """
     folder, real = Path(folder), vae.spec.prior.support == "real"
+    pictures = x[0] if isinstance(x, tuple) else x
     paths = []
     if history and bounds(history):
         paths.append(learning_curves(history, folder / "learning_curves.png"))
-    paths.append(samples(vae, folder / "samples.png", seed=seed, like=x))
+    paths.append(samples(vae, folder / "samples.png", seed=seed, like=pictures))
     paths.append(reconstructions(vae, x, folder / "reconstructions.png", seed=seed))
     if real:
         paths.append(traversals(vae, x, folder / "traversals.png", seed=seed))
-    if real and len(x) > 1:
+    if real and len(pictures) > 1:
         paths.append(interpolations(vae, x, folder / "interpolations.png", seed=seed))
     scatter = folder / "latent_scatter.png"
     paths.append(latent_scatter(vae, x, scatter, labels=labels, seed=seed))
     if real and vae.shapes.latent_dim == 2:
-        paths.append(manifold(vae, folder / "manifold.png", seed=seed, like=x))
+        paths.append(manifold(vae, folder / "manifold.png", seed=seed, like=pictures))
     return paths

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from pyro_vae.app.pictures import queries
 from pyro_vae.app.pictures.cells import Look
@@ -15,7 +14,7 @@ from pyro_vae.vae import VAE
 
 
 def interpolations(
-    vae: VAE, x: Tensor, path: str | Path, *, pairs: int = 6, steps: int = 10, seed: int = 0
+    vae: VAE, x: queries.Batch, path: str | Path, *, pairs: int = 6, steps: int = 10, seed: int = 0
 ) -> Path:
     """Means of p(x|z) along the way between the latent means of x[0] and x[1], x[2] and x[3], ...
 
@@ -25,14 +24,17 @@ def interpolations(
     queries.at_least(2, steps=steps)
     queries.need_real(vae, "interpolations")
     with queries.undisturbed(vae, seed):
-        x = queries.prepared(vae, x)
-        if len(x) < 2:
+        batch = queries.prepared(vae, x)
+        if len(batch[0]) < 2:
             raise RequestError("interpolations: needs at least two data, x holds one")
-        x = x[: 2 * min(pairs, len(x) // 2)]
-        z = queries.latent_means(vae, x)
+        batch = queries.head(batch, 2 * min(pairs, len(batch[0]) // 2))
+        x, y = batch[0], queries.labels_of(vae, batch)
+        z = queries.latent_means(vae, batch)
         share = torch.linspace(0, 1, steps, device="cpu")[None, :, None]
         between = torch.lerp(z[0::2, None], z[1::2, None], share)
-        means = queries.decoded_means(vae, between.flatten(0, 1))
+        # On the way a label stays that of the first.
+        first = None if y is None else y[0::2].repeat_interleave(steps)
+        means = queries.decoded_means(vae, between.flatten(0, 1), first)
     look = Look.of(vae, means, x)
     marks = ["0", *[""] * (steps - 2), "1"]
     panels = [

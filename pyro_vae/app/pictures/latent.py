@@ -25,7 +25,7 @@ MOST_NUMBERS = 20  # more distinct numbers than these are a scale
 
 
 def latent_scatter(
-    vae: VAE, x: Tensor, path: str | Path, *, labels: Any | None = None, seed: int = 0
+    vae: VAE, x: queries.Batch, path: str | Path, *, labels: Any | None = None, seed: int = 0
 ) -> Path:
     """Latent means of the data, coloured by label, over draws from the prior.
 
@@ -35,14 +35,15 @@ def latent_scatter(
     `labels`: `[N]` numbers or strings; -1 stands for a missing one. More than 20 distinct numbers
     become a continuous scale.
     """
-    names = None
+    names, num = None, len(x[0] if isinstance(x, tuple) else x)
     if labels is not None:
         names = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
-        if names.shape != (len(x),):
-            raise RequestError(f"labels: shape {names.shape}; expected one per datum, ({len(x)},)")
+        if names.shape != (num,):
+            raise RequestError(f"labels: shape {names.shape}; expected one per datum, ({num},)")
     with queries.undisturbed(vae, seed):
-        rows = torch.randperm(len(x), device="cpu")[:MOST_POINTS]
-        z = queries.latent_means(vae, queries.prepared(vae, x[rows])).numpy()
+        rows = torch.randperm(num, device="cpu")[:MOST_POINTS]
+        some = tuple(part[rows] for part in queries.head(x, num))
+        z = queries.latent_means(vae, queries.prepared(vae, some)).numpy()
         prior = queries.prior_draws(vae, min(len(z), 2000)).numpy()
     names = None if names is None else names[rows.numpy()]
     dim = z.shape[1]

@@ -48,9 +48,11 @@ def manifold(
 
 def _grid(vae: VAE, steps: int) -> tuple[Tensor, str]:
     """The values `[steps, 2]` that the two latents take, and how they were found."""
-    p = vae.prior.distribution()
     share = torch.arange(steps)[:, None].to(next(vae.parameters()))
     try:
+        if vae.spec.label != "none":
+            raise NotImplementedError
+        p = vae.prior.distribution()
         quantiles = (p.base_dist if isinstance(p, Independent) else p).icdf((share + 0.5) / steps)
         return quantiles.cpu(), "equal steps of prior probability"
     except NotImplementedError:

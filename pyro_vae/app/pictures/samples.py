@@ -22,7 +22,7 @@ def samples(
     """
     queries.at_least(1, num=num)
     with queries.undisturbed(vae, seed):
-        p = vae.decode(vae.prior.distribution().expand([num]).sample())
+        p = vae.decode(*vae.draw_prior(num))
         means, draws = p.mean, p.sample()
     look = Look.of(vae, means, like)
     cells = look.cells(means)

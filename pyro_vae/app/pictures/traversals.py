@@ -18,7 +18,7 @@ from pyro_vae.vae import VAE
 
 def traversals(
     vae: VAE,
-    x: Tensor | None,
+    x: queries.Batch | None,
     path: str | Path,
     *,
     dims: Sequence[int] | None = None,
@@ -28,7 +28,7 @@ def traversals(
 ) -> Path:
     """One row per latent: it moves by `span` prior standard deviations either way from the mean.
 
-    The other latents stay at the prior's mean.
+    The other latents stay at the prior's mean; a label that the decoder sees is 0.
 
     Args:
         x: data `[N, *data_shape]`, or None. With it, each row tells the variance over x of the
@@ -45,7 +45,8 @@ def traversals(
     variance = None
     with queries.undisturbed(vae, seed):
         if x is not None:
-            shown = queries.prepared(vae, x)[:2000]
+            shown = queries.prepared(vae, queries.head(x, 2000))
+            x = shown[0]
             variance = queries.latent_means(vae, shown).var(0, correction=0)
         if dims is None:
             order = torch.zeros(size) if variance is None else variance
@@ -69,8 +70,10 @@ def traversals(
 
 def _prior_moments(vae: VAE) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each latent under the prior: exact, or of 4096 draws."""
-    p = vae.prior.distribution()
     try:
+        if vae.spec.label != "none":
+            raise NotImplementedError
+        p = vae.prior.distribution()
         return p.mean.flatten().float().cpu(), p.stddev.flatten().float().cpu()
     except NotImplementedError:
         draws = queries.prior_draws(vae, 4096)
