@@ -106,6 +106,8 @@ class FakeData:
     validation = torch.empty(0, 4, 4)
     train = torch.rand(10, 4, 4)
     train_transform = None
+    test = torch.empty(0, 4, 4)
+    masks, exposures = {}, {}
 
 
 def test_resolve_tells_every_way_in_which_spec_and_data_do_not_fit():

@@ -225,7 +225,9 @@ def decoded(monkeypatch):
     """The latents that are decoded."""
     seen = []
     monkeypatch.setattr(
-        pictures.queries, "decoded_means", lambda vae, z: seen.append(z) or torch.rand(len(z), 8, 8)
+        pictures.queries,
+        "decoded_means",
+        lambda vae, z, y=None: seen.append(z) or torch.rand(len(z), 8, 8),
     )
     return seen
 

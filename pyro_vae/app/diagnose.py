@@ -18,6 +18,7 @@ from pyro_vae.app.evaluate import chosen
 from pyro_vae.app.experiment import EvaluateSpec, devices
 from pyro_vae.app.files import write_json, write_tensors
 from pyro_vae.app.local import local_guide
+from pyro_vae.app.pairs import local_pair
 from pyro_vae.app.pictures.calibration import draw_calibration
 from pyro_vae.app.pictures.gaps import draw_gaps
 from pyro_vae.app.pictures.reference import draw_reference
@@ -100,7 +101,7 @@ def diagnose(
     more = on(choose(every, how.num_data or min(most, there)), device)
     if len(batch[0]) < 2:
         raise RequestError("--num-data: 1; errors of a mean need at least two data")
-    pair = vae.model, vae.guide
+    pair = local_pair(vae)
     own: dict[str, Any] = {"seed": how.seed, "progress": progress}
     found = Diagnosis()
     # An estimator that does not fit is the request's fault: no reason to go on without it.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import inference
 from inference.isolation import own_randomness
+from pyro_vae.app.classification import accuracy
 from pyro_vae.app.columns import Batch, arguments, batch_fingerprint, choose, on
 from pyro_vae.app.experiment import (
     ESTIMATORS,
@@ -20,6 +21,7 @@ from pyro_vae.app.experiment import (
     devices,
     override,
 )
+from pyro_vae.app.pairs import local_pair
 from pyro_vae.app.run import EVALUATION, SANDWICH, Run, RunFailed
 from pyro_vae.app.tables import say, show_table
 from pyro_vae.component import nearest
@@ -82,7 +84,6 @@ def evaluate(
     dataset = run.spec.data.prepared()
     batch = choose(arguments(dataset, how.split, vae.spec), how.num_data)
     batch = on(batch, device)
-    pair = vae.model, vae.guide
     kind = kind_of(how.estimator.name)
     # Before log p(x), whose parts are dropped once it is there.
     beside = _beside(vae, dataset, batch, how) if kind == EVALUATION else {}
@@ -93,16 +94,18 @@ def evaluate(
     if partial.exists():
         say(f"{run.path}: goes on with {ARTICLES[kind]} that was stopped")
     try:
-        estimate = inference.log_marginal(
-            *pair,
-            batch,
-            estimator=how.estimator,
-            seed=how.seed,
-            engine=how.engine,
-            precision=how.precision,
-            checkpoint=partial,
-            progress=progress,
-        )
+        settings: dict[str, Any] = {
+            "estimator": how.estimator,
+            "seed": how.seed,
+            "engine": how.engine,
+            "precision": how.precision,
+            "progress": progress,
+        }
+        pair = vae.model, vae.guide
+        if vae.bayesian:
+            estimate = inference.log_predictive(*pair, batch, draws=how.global_draws, **settings)
+        else:
+            estimate = inference.log_marginal(*pair, batch, checkpoint=partial, **settings)
     except inference.PairError as error:  # our models are sound: the estimator does not fit
         raise RequestError(f"evaluate.estimator: {error}") from None
     except KeyboardInterrupt:
@@ -183,8 +186,12 @@ def _whole(change: str) -> str:
 
 def _beside(vae: VAE, dataset: Dataset, batch: Batch, how: EvaluateSpec) -> dict[str, Any]:
     """What else is told of the data that log p(x) is estimated of."""
-    pair, many = (vae.model, vae.guide), len(batch[0]) > 1
+    pair, many = local_pair(vae), len(batch[0]) > 1
+    labels = dataset.labels.get(how.split)
+    if labels is not None:
+        (labels,) = choose((labels,), how.num_data)
     return {
+        **accuracy(vae, batch, labels, how.seed),
         **_bound(inference.bound(*pair, batch, seed=how.seed)),
         **(_units(inference.active_units(*pair, batch, seed=how.seed)) if many else {}),
         "warnings": _warnings(vae, dataset, how.split, _decoded(vae, batch, how.seed)),
@@ -273,6 +280,9 @@ def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -
     if "active_units" in summary:
         text = f"of {summary['num_units']}; {summary['active_units_burda']} by Burda's rule"
         rows.append(("active units", str(summary["active_units"]), text))
+    if "accuracy" in summary:
+        text = f"+- {_number(summary['accuracy_std_error'])}, of {summary['accuracy_kind']}"
+        rows.append(("accuracy", _number(summary["accuracy"], 4), text))
     if "bits_per_dim" in summary:
         text = f"upper bound, 0-{summary['levels'] - 1} scale"
         rows.append(("bits per dimension", _number(summary["bits_per_dim"], 3), text))

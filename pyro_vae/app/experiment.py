@@ -106,11 +106,15 @@ class TrainSpec(Value):
 
 
 class EvaluateSpec(Value):
-    """How log p(x) is estimated, and on which data: a split, or `num_data` random ones of it."""
+    """How log p(x) is estimated, and on which data: a split, or `num_data` random ones of it.
+
+    Of a Bayesian decoder, it is log p(x | draws of the weights), with so many `global_draws`.
+    """
 
     estimator: Annotated[Any, OneOf(ESTIMATORS)] = "importance"
     split: Literal["train", "validation", "test"] = "test"
     num_data: PositiveInt | None = None
+    global_draws: PositiveInt = 10
     seed: Seed = 0
     engine: Literal["auto", "eager", "compiled"] = "auto"
     precision: Precision = "float32"

@@ -17,6 +17,7 @@ import pyro_vae
 from pyro_vae.app.columns import Batch, arguments, on, splits
 from pyro_vae.app.experiment import ExperimentSpec, differences, resolve
 from pyro_vae.app.files import json_line, write_json_lines
+from pyro_vae.app.pairs import local_pair
 from pyro_vae.app.pictures import draw_all
 from pyro_vae.app.run import Run, RunFailed
 from pyro_vae.data.base import Dataset
@@ -201,7 +202,7 @@ def _describe(run: Run, dataset: Dataset, vae: VAE, result: inference.FitResult)
     draw_all(vae, x, labels, result.history, run.pictures)
     device = next(vae.parameters()).device
     shown = on(arguments(dataset, split, run.spec.model), device)
-    bound = inference.bound(vae.model, vae.guide, shown)
+    bound = inference.bound(*local_pair(vae), shown)
     run.write_summary(
         {
             "status": result.status,
