@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, WithJsonSchema, model_validator
@@ -14,6 +15,14 @@ from pyro_vae.networks.base import Network
 from pyro_vae.priors.base import Prior
 
 Label = Literal["none", "condition", "latent", "cluster"]
+Reason = Literal[
+    "levels differ",
+    "supports differ",
+    "no density there",
+    "no label or mask",
+    "no exposure",
+    "weights are latents",
+]
 
 OFFERS = {
     "sequential": "offers that density only one dimension at a time",
@@ -97,43 +106,35 @@ class VAESpec(Value):
     @model_validator(mode="after")
     def _parts_fit(self):
         for refusal in refusals(self):
-            raise ValueError(refusal)
+            raise ValueError(refusal.text)
         return self
 
 
-def refusals(spec: VAESpec) -> Iterator[str]:
-    """Why parts of a spec do not fit, each in one sentence that names what would."""
-    yield from _levels(spec)
-    yield from _supports(spec)
-    yield from _densities(spec)
-    yield from _labels(spec)
-    for role in ("encoder", "classifier"):
-        network = getattr(spec, role)
-        if network.bayesian:
-            names = _named(Network.registry, lambda cls: not cls.bayesian)
-            yield (
-                f"{role} '{network.name}': weights that are latents are for decoders; networks "
-                f"that fit: {names}"
-            )
-    if spec.exposure and not spec.likelihood.takes_exposure:
-        names = _named(Likelihood.registry, lambda cls: cls.takes_exposure)
-        yield (
-            f"exposure scales the rate of counts, which likelihood '{spec.likelihood.name}' has "
-            f"not; likelihoods that fit: {names}"
-        )
+@dataclass(frozen=True)
+class Refusal:
+    """Why two parts do not fit: in one word, and in a sentence that names what would."""
+
+    reason: Reason
+    text: str
+
+
+def refusals(spec: VAESpec) -> Iterator[Refusal]:
+    """Why the parts of a spec do not fit."""
+    for reason, check in CHECKS:
+        for text in check(spec):
+            yield Refusal(reason, text)
 
 
 def _levels(spec: VAESpec) -> Iterator[str]:
     many = "many" if spec.levels else "one"
     for part, registry in ((spec.prior, Prior.registry), (spec.guide, Guide.registry)):
         if part.levels != many:
-            fitting = _named(registry, lambda cls: cls.levels == many)
-            given = f"latent_dim {spec.latent_dim}"
             instead = "one number" if many == "many" else "one for each level, e.g. [32, 8]"
             has = {"one": "one level", "many": "two or more levels"}[part.levels]
             yield (
-                f"{part.family} '{part.name}' has {has} of latents, but {given} asks for {many}; "
-                f"{part.family}s that fit: {fitting}; or give latent_dim {instead}"
+                f"{part.family} '{part.name}' has {has} of latents, but latent_dim "
+                f"{spec.latent_dim} asks for {many}; {part.family}s that fit: "
+                f"{_named(registry, levels=many)}; or give latent_dim {instead}"
             )
 
 
@@ -168,39 +169,68 @@ def _densities(spec: VAESpec) -> Iterator[str]:
 
 
 def _labels(spec: VAESpec) -> Iterator[str]:
-    if spec.label == "none":
-        if spec.classes is not None:
-            yield f"classes {spec.classes} without a label; set label, or leave classes out"
-        if spec.prior.labelled:
+    if spec.label == "none" and spec.classes is not None:
+        yield f"classes {spec.classes} without a label; set label, or leave classes out"
+    if spec.label == "none" and spec.prior.labelled:
+        yield (
+            f"prior '{spec.prior.name}' is p(z|y), but there is no label; set label to condition, "
+            "latent or cluster, or take a prior without one: "
+            f"{_named(Prior.registry, labelled=False)}"
+        )
+    if spec.label == "cluster" and not spec.prior.labelled:
+        yield (
+            f"label: a cluster is seen by the prior alone, but prior '{spec.prior.name}' is not "
+            f"p(z|y); priors that fit: {_named(Prior.registry, labelled=True)}"
+        )
+    if spec.label == "cluster" and spec.classes is None:
+        yield "classes: missing; say how many clusters there are"
+    if spec.guide.needs_mask and not spec.missing:
+        yield (
+            f"guide '{spec.guide.name}' is told which values are known; set missing, or take a "
+            f"guide that is not: {_named(Guide.registry, needs_mask=False, levels='one')}"
+        )
+
+
+def _exposures(spec: VAESpec) -> Iterator[str]:
+    if spec.exposure and not spec.likelihood.takes_exposure:
+        yield (
+            f"exposure scales the rate of counts, which likelihood '{spec.likelihood.name}' has "
+            f"not; likelihoods that fit: {_named(Likelihood.registry, takes_exposure=True)}"
+        )
+
+
+def _networks(spec: VAESpec) -> Iterator[str]:
+    for role in ("encoder", "classifier"):
+        network = getattr(spec, role)
+        if network.bayesian:
             yield (
-                f"prior '{spec.prior.name}' is p(z|y), but there is no label; set label to "
-                "condition, latent or cluster, or take a prior without one: "
-                f"{_named(Prior.registry, lambda cls: not cls.labelled)}"
+                f"{role} '{network.name}': weights that are latents are for decoders; networks "
+                f"that fit: {_named(Network.registry, bayesian=False)}"
             )
-    elif spec.label == "cluster":
-        if not spec.prior.labelled:
-            yield (
-                f"label: a cluster is seen by the prior alone, but prior '{spec.prior.name}' is "
-                "not p(z|y); priors that fit: "
-                f"{_named(Prior.registry, lambda cls: cls.labelled)}"
-            )
-        if spec.classes is None:
-            yield "classes: missing; say how many clusters there are"
+
+
+CHECKS: tuple[tuple[Reason, Callable[[VAESpec], Iterator[str]]], ...] = (
+    ("levels differ", _levels),
+    ("supports differ", _supports),
+    ("no density there", _densities),
+    ("no label or mask", _labels),
+    ("no exposure", _exposures),
+    ("weights are latents", _networks),
+)
 
 
 def _guides(spec: VAESpec) -> str:
-    return _named(
-        Guide.registry,
-        lambda guide: (
-            guide.support == spec.prior.support
-            and guide.levels == spec.prior.levels
-            and (
-                (guide.density == "anywhere" and guide.knows_top)
-                or not spec.prior.needs_guide_density
-            )
-        ),
-    )
+    wanted: dict[str, Any] = {"support": spec.prior.support, "levels": spec.prior.levels}
+    if spec.prior.needs_guide_density:
+        wanted |= {"density": "anywhere", "knows_top": True}
+    return _named(Guide.registry, **wanted)
 
 
-def _named(registry: Mapping[str, Any], fits) -> str:
-    return ", ".join(name for name, cls in registry.items() if fits(cls)) or "none"
+def _named(registry: Mapping[str, Any], **wanted: Any) -> str:
+    """The names of the members with these class attributes."""
+    found = [
+        name
+        for name, cls in registry.items()
+        if all(getattr(cls, key) == value for key, value in wanted.items())
+    ]
+    return ", ".join(found) or "none"

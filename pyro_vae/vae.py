@@ -160,9 +160,7 @@ class VAE(nn.Module):
             p = self.likelihood(outputs)
         return p if given.mask is None else self.likelihood.marginal(p, given.mask)
 
-    def outputs(
-        self, z: Tensor, y: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
+    def outputs(self, z: Tensor, y: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """The decoder's numbers `[..., *param_shape]`, of which the likelihood is made.
 
         `weights` of a Bayesian decoder; their means unless given.

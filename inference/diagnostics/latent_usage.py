@@ -63,7 +63,8 @@ def active_units(
 
     Var_x E_q[z|x] is estimated by the covariance over x of two independent estimates of E_q[z|x],
     which is unbiased; the variance of one S-sample mean would make a collapsed unit look active by
-    1/S. Sites are flattened and joined in the order of the model. `device` is where data and
+    1/S. Sites of real numbers are
+    flattened and joined in the order of the model. `device` is where data and
     modules are moved; by default data go where the modules are.
 
     Raises: `PairError`; `RequestError` for fewer than two data or samples.
@@ -81,9 +82,12 @@ def active_units(
         for start in tiles.rows():
             tile = tiles.tile(start)
             record = tiles.score(tile)
-            drawn = free_of(record, tiles.pair)
+            # Labels and other codes have no mean.
+            drawn = [
+                n for n in free_of(record, tiles.pair) if record.latents[n].is_floating_point()
+            ]
             if not drawn:
-                raise PairError("the guide draws no latents, so there are no units to count")
+                raise PairError("the guide draws no real latents, so there are no units to count")
             sites = [tiles.draws(record, name, tile) for name in drawn]
             draws = torch.cat(sites, -1)  # [K, n, units]
             first.append(draws[:half].mean(0))

@@ -155,6 +155,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
             add("--split", help="whose data to show: test, validation or train")
     elif command == "list":
         add("family", nargs="?", help="priors, guides, likelihoods, networks, datasets, ...")
+        add("--matrix", action="store_true", help="which priors and guides work together")
     add(
         "--import",
         dest="modules",

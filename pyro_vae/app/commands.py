@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pyro_vae.app import compare, diagnose, evaluate, listing, pictures, train
+from pyro_vae.app import compare, diagnose, evaluate, listing, matrix, pictures, train
 from pyro_vae.app.columns import Batch, splits
 from pyro_vae.app.experiment import (
     DEFAULT_PRESET,
@@ -129,7 +129,9 @@ def latent_command(args: Namespace) -> None:
 
 
 def list_command(args: Namespace) -> None:
-    listing.show(args.family)
+    if args.matrix and args.family is not None:
+        raise RequestError("--matrix: shows priors with guides; leave out the family")
+    matrix.show() if args.matrix else listing.show(args.family)
 
 
 def schema_command(args: Namespace) -> None:

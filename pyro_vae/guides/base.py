@@ -27,6 +27,7 @@ class Guide(Component, family="guide"):
     support: ClassVar[str] = "real"
     density: ClassVar[Density] = "anywhere"
     levels: ClassVar[str] = "one"  # or "many": z1, z2, ...
+    needs_mask: ClassVar[bool] = False  # does it look at which values are known?
     knows_top: ClassVar[bool] = True  # is q(z_M|x) of the last level known in closed form?
 
     def latent_shape(self, latent_dim: int) -> tuple[int, ...]:

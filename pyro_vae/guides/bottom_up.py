@@ -36,6 +36,8 @@ class BottomUpModule(GuideModule):
         self.above = nn.ModuleList(
             spec.network.make((below,), (2 * above,)) for below, above in pairs
         )
+        for net in self.above:  # levels begin near N(0, I)
+            net.shrink_outputs()
 
     def encode(self, x, given=None):
         loc, raw = self.encoder(x).chunk(2, -1)

@@ -41,10 +41,13 @@ class TopDownModule(GuideModule):
         self.down = nn.ModuleList(self.make_down(shapes, spec))
 
     def make_down(self, shapes: Shapes, spec) -> list[nn.Module]:
-        return [
+        nets = [
             spec.network.make((spec.width + above,), (2 * level,))
             for level, above in pairwise(shapes.levels)
         ]
+        for net in nets:  # levels begin near N(0, I)
+            net.shrink_outputs()
+        return nets
 
     def encode(self, x, given=None):
         features = [self.encoder(x).tanh()]

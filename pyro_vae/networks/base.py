@@ -78,10 +78,7 @@ class Net(nn.Module):
 
         Returns whether a bias was found that fits; a network without one keeps its start.
         """
-        layers = [
-            m for m in self.body.modules() if next(m.parameters(recurse=False), None) is not None
-        ]
-        last = getattr(layers[-1], "bias", None) if layers else None
+        last = getattr(self._last_layer(), "bias", None)
         if not isinstance(last, nn.Parameter):
             return False
         if last.numel() == value.numel():
@@ -91,6 +88,20 @@ class Net(nn.Module):
         else:
             return False
         return True
+
+    @torch.no_grad()
+    def shrink_outputs(self, factor: float = 0.1) -> None:
+        """Begin with outputs near 0: a scale near 1, a mean near 0, a step near the identity."""
+        weight = getattr(self._last_layer(), "weight", None)
+        if isinstance(weight, nn.Parameter):
+            weight.mul_(factor)
+
+    def _last_layer(self) -> nn.Module | None:
+        """The last layer with weights of its own."""
+        layers = [
+            m for m in self.body.modules() if next(m.parameters(recurse=False), None) is not None
+        ]
+        return layers[-1] if layers else None
 
 
 def dense(num_inputs: int, num_outputs: int, *, he: bool = False) -> nn.Linear:

@@ -55,6 +55,8 @@ class HierarchicalModule(PriorModule):
         self.below = nn.ModuleList(
             spec.network.make((above,), (2 * below,)) for below, above in pairs
         )
+        for net in self.below:  # levels begin near N(0, I)
+            net.shrink_outputs()
 
     def bind(self, vae) -> None:
         self.top.bind(vae)

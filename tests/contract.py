@@ -1,0 +1,176 @@
+"""What every combination of a prior, a guide, a likelihood, a network and an objective must do."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+import inference
+import pyro_vae as pv
+from pyro_vae.app.experiment import ExperimentSpec
+from pyro_vae.app.matrix import combination
+from pyro_vae.app.run import Run
+from pyro_vae.likelihoods.base import Likelihood
+
+SHAPE = (4, 4)
+ROWS = 64
+STEPS = 30
+WIDE = {"hidden": (24,)}
+
+
+def codes(rows=ROWS, seed=0):
+    """Which of four patterns a datum shows."""
+    generator = torch.Generator().manual_seed(seed)
+    patterns = 3 * torch.randn(4, *SHAPE, generator=generator)
+    y = torch.arange(rows) % 4
+    return patterns[y] + 0.5 * torch.randn(rows, *SHAPE, generator=generator), y % 3
+
+
+def data_for(support: str, rows=ROWS):
+    """Data `[rows, 4, 4]` of four patterns, of values that a likelihood of this support scores."""
+    raw, _ = codes(rows)
+    return {
+        "binary": (raw > 0).float(),
+        "levels": (raw.sigmoid() * 255).round() / 255,
+        "unit": raw.sigmoid(),
+        "inside": raw.sigmoid().clamp(0.01, 0.99),
+        "count": (3 * raw.sigmoid()).round(),
+        "real": raw,
+    }[support]
+
+
+def fields_of(prior, guide, likelihood, encoder="mlp", decoder="mlp"):
+    """The fields of a VAE with small networks, or a refused combination's sentence."""
+    found = combination(prior, guide)
+    if not found.works:
+        return None, found.text
+    nets = {
+        "encoder": {"name": encoder, **small(encoder)},
+        "decoder": {"name": decoder, **small(decoder)},
+    }
+    fields = {**found.fields, **nets, "likelihood": likelihood, "data_shape": SHAPE}
+    if fields["prior"] in ("vamp", "exemplar"):
+        fields["prior"] = {"name": fields["prior"], "components": 10}
+    return fields, ""
+
+
+def small(network: str) -> dict:
+    return {
+        "mlp": WIDE,
+        "gated_mlp": WIDE,
+        "counts": WIDE,
+        "bayesian_mlp": WIDE,
+        "conv": {"channels": (4,), "hidden": 16},
+        "gated_conv": {"channels": (4,), "hidden": 16},
+        "resnet": {"channels": (4,), "hidden": 16},
+    }.get(network, {})
+
+
+def batch_for(vae: pv.VAE):
+    x = data_for(vae.likelihood.support)
+    _, y = codes()
+    generator = torch.Generator().manual_seed(1)
+    beside = {
+        "y": y,
+        "mask": torch.rand(x.shape, generator=generator) < 0.7,
+        "exposure": torch.ones(len(x)),
+    }
+    return tuple(x if name == "x" else beside[name] for name in vae.columns)
+
+
+def check(fields, objective="elbo", *, folder=None):
+    """Raises `AssertionError` with what a combination does not do."""
+    torch.manual_seed(0)
+    vae = pv.VAE(**fields)
+    batch = batch_for(vae)
+    vae.initialize(*batch)
+    assert Likelihood.registry[vae.spec.likelihood.name].support == vae.likelihood.support
+    before = bounds(vae, batch)
+    inference.fit(
+        vae.model,
+        vae.guide,
+        batch,
+        objective=objective,
+        epochs=STEPS,
+        batch_size=ROWS,
+        learning_rate=5e-3,
+        clip_norm=100.0,
+        engine="eager",
+        progress=False,
+    )
+    gain = bounds(vae, batch) - before
+    error = float(gain.std()) / math.sqrt(len(gain))
+    assert float(gain.mean()) > 3 * error, f"the bound rose by {float(gain.mean())} +- {error}"
+    shapes(vae, batch)
+    traced(vae, batch)
+    estimated(vae, batch)
+    again = pv.VAE.from_spec(pv.VAESpec.from_dict(vae.spec.to_dict()))
+    assert again.spec == vae.spec
+    if folder is not None:
+        round_trip(vae, batch, folder)
+    return vae
+
+
+def pair_of(vae: pv.VAE):
+    if not vae.bayesian:
+        return vae.model, vae.guide
+    weights = {"decoder_weights": vae.decoder.loc.detach()}
+    return inference.given_globals(vae.model, vae.guide, weights)
+
+
+def bounds(vae, batch):
+    """The bound of each datum, always with the same noise."""
+    return inference.bound(*pair_of(vae), batch, num_samples=20, seed=0).per_datum
+
+
+def shapes(vae, batch):
+    """encode, decode, generate, reconstruct; a batch of one."""
+    vae.eval()
+    latent = vae.shapes.latent
+    for rows in (ROWS, 1):
+        some = tuple(item[:rows] for item in batch)
+        z = vae.encode(*some).sample()
+        assert z.shape == (rows, *latent)
+        p = vae.decode(z, vae.likely_labels(*some))
+        assert p.batch_shape == (rows,)
+        assert p.event_shape == SHAPE
+        made = vae.reconstruct(*some)
+        assert made.shape == (rows, *SHAPE)
+        assert bool(made.isfinite().all())
+    assert vae.generate(5).shape == (5, *SHAPE)
+    assert vae.generate(1, mean=False).shape == (1, *SHAPE)
+    record = inference.log_weights(*pair_of(vae), *batch, num_particles=3)
+    assert record.log_weight.shape == (3, ROWS)
+
+
+def traced(vae, batch):
+    """The trace equals the handlers, which `trace` itself sees to; what has none says why."""
+    try:
+        found = inference.trace(vae.model, vae.guide, *batch)
+    except inference.Untraceable as error:
+        assert "reparametrized" in str(error) or "score function" in str(error), str(error)  # noqa: PT017
+        return
+    found.check(*batch)
+
+
+def estimated(vae, batch):
+    some = tuple(item[:4] for item in batch)
+    found = inference.log_marginal(
+        *pair_of(vae),
+        some,
+        estimator=inference.Importance(num_samples=50),
+        engine="eager",
+        progress=False,
+    )
+    assert bool(found.value.isfinite().all())
+    assert bool((found.std_error >= 0).all())
+
+
+def round_trip(vae, batch, folder):
+    """Through a run folder: YAML and safetensors."""
+    run = Run.create(Run(folder), ExperimentSpec(model=vae.spec))
+    run.write_weights(vae)
+    other = pv.load(folder)
+    assert other.spec == vae.spec
+    torch.testing.assert_close(bounds(other, batch), bounds(vae, batch))
