@@ -19,6 +19,7 @@ COMMANDS = {
     "reconstruct": "picture: data beside their reconstructions",
     "traverse": "picture: what each latent does",
     "latent": "picture: latent means of the data; with two latents, the manifold too",
+    "probe": "how well a linear classifier tells labels from latents, beside pixels and PCA",
     "list": "components, objectives, estimators and presets, with their fields",
     "schema": "JSON schema of a spec, for editor completion",
 }
@@ -145,6 +146,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
         add("--seed", type=int, help="of the random draws")
         add("--device", help="where to compute, e.g. cpu or cuda")
         add("--quiet", action="store_true", help="no progress bar")
+    elif command == "probe":
+        add("run", metavar="RUN", help="a run folder")
+        add("--num-train", type=int, metavar="N", help="a random N labelled training data")
+        add("--seed", type=int, default=0, help="of the random choices (default: 0)")
     elif command == "compare":
         add("runs", nargs="+", metavar="RUN", help="evaluated run folders")
     elif command in PICTURES:

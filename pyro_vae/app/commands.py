@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pyro_vae.app import compare, diagnose, evaluate, listing, matrix, pictures, train
+from pyro_vae.app import compare, diagnose, evaluate, listing, matrix, pictures, probe, train
 from pyro_vae.app.columns import Batch, splits
 from pyro_vae.app.experiment import (
     DEFAULT_PRESET,
@@ -87,6 +87,12 @@ def diagnose_command(args: Namespace) -> None:
     diagnose.report(run, found)
     drawn = ", ".join(path.name for path in found.pictures)
     say(f"Written: {run.path / 'diagnosis.json'}; in {run.pictures}: {drawn}")
+
+
+def probe_command(args: Namespace) -> None:
+    run = Run.open(args.run)
+    probe.report(run, probe.probe(run, num_train=args.num_train, seed=args.seed))
+    say(f"Written: {run.path / 'probe.json'}")
 
 
 def compare_command(args: Namespace) -> None:
