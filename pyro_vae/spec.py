@@ -187,7 +187,7 @@ def _labels(spec: VAESpec) -> Iterator[str]:
     if spec.guide.needs_mask and not spec.missing:
         yield (
             f"guide '{spec.guide.name}' is told which values are known; set missing, or take a "
-            f"guide that is not: {_named(Guide.registry, needs_mask=False, levels='one')}"
+            f"guide that is not: {_named(Guide.registry, needs_mask=False, levels=spec.prior.levels)}"
         )
 
 
