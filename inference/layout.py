@@ -54,7 +54,8 @@ def init(
     with _told_of("train", arguments):
         pair = examine(model, guide, arguments, plate, transform, batch_size)
     num_data = len(arguments[0])
-    check_objective(pair, objective, head(arguments, transform, pair.few), modules)
+    with modes(list(modules), training=True):
+        check_objective(pair, objective, _few(pair, arguments, transform), modules)
     if pair.subsampling == "own":
         batch_size = pair.subsample_size
     elif batch_size > num_data:
@@ -75,7 +76,7 @@ def init(
         _check_held_out(pair, few, held_out)
     vectorize = False
     if objective.num_particles > 1:
-        few = head(arguments, transform, pair.few)
+        few = _few(pair, arguments, transform)
         with contextlib.suppress(PairError):  # one particle at a time always works
             vectorize = not Scorer(pair, few).folded
     store = pyro.get_param_store()
@@ -123,6 +124,13 @@ def init(
             "faster"
         )
     return training
+
+
+def _few(
+    pair: Pair, arguments: tuple[Tensor, ...], transform: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, ...]:
+    """As many data as the pair needs for a look at it."""
+    return head(arguments, transform, len(arguments[0]) if pair.whole else pair.few)
 
 
 def _check_held_out(pair: Pair, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...]) -> None:

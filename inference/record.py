@@ -74,8 +74,9 @@ class LogWeights:
         """Multiply the gradients that come back to the draws by `weight [K, N]`, or `[K]`."""
         if self.taps is not None:
             self.taps.weight = weight
-        for part, own in zip(self.parts, weight, strict=False):
-            part.scale_taps(own)
+        if self.parts:
+            for part, own in zip(self.parts, weight, strict=True):
+                part.scale_taps(own)
 
 
 def from_traces(model_trace, guide_trace, reduce) -> LogWeights:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.errors import InferenceError, PairError, Untraceable
-from inference.isolation import modes, own_randomness, validation
+from inference.isolation import own_randomness, validation
 from inference.objectives.base import Objective
 from inference.pair import Pair
 from inference.particles import record_of
@@ -24,8 +24,8 @@ def check_objective(
 ) -> None:
     """Refuse an objective that a pair has no gradients, densities or terms for.
 
-    Modules are in training mode, so that their noise (dropout) is seen; their buffers end as they
-    were. What Pyro's own estimator takes is left to it.
+    To be asked in the mode that modules will be in, for their noise (dropout) may be what does not
+    fit; their buffers end as they were. What Pyro's own estimator takes is left to it.
     Raises: `PairError`, in a sentence that names the site and what fits.
     """
     objective.check(pair)
@@ -33,12 +33,7 @@ def check_objective(
         return
     buffers = [(b, b.detach().clone()) for module in modules for b in module.buffers()]
     try:
-        with (
-            own_randomness(0),
-            validation(False),
-            torch.enable_grad(),
-            modes(list(modules), training=True),
-        ):
+        with own_randomness(0), validation(False), torch.enable_grad():
             _check(pair, objective, arguments)
     finally:
         with torch.no_grad():

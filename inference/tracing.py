@@ -81,11 +81,11 @@ def trace(
     with own_store(share=True) as keep_params, own_randomness():
         with modes(modules_of(model, guide), training=False):  # a look leaves no statistics
             pair = examine(model, guide, arguments, plate)
-            check_objective(pair, objective, arguments, modules_of(model, guide))
             vectorize = False
             if objective.num_particles > 1:
                 with contextlib.suppress(PairError):  # one particle at a time always works
                     vectorize = not Scorer(pair, arguments).folded
+        check_objective(pair, objective, arguments, modules_of(model, guide))
         traced = trace_loss(
             pair, objective, arguments, num_data or len(arguments[0]), vectorize=vectorize
         )

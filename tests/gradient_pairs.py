@@ -23,10 +23,14 @@ START = {
     "one": {"w": 1.1, "b": 0.2, "m": 0.3, "c": 0.1, "s": -0.4},
     "two": {"w": 1.1, "u": 0.7, "m": 0.4, "s": -0.5, "a": 0.5, "c": 0.1, "t": -0.2},
     "vamp": {"w": 1.1, "b": 0.2, "m": 0.3, "c": 0.1, "s": -0.4, "u": [-1.0, 1.4]},
+    "auxiliary": {
+        **{"w": 1.1, "b": 0.2, "m": 0.4, "c": 0.1, "s": -0.5, "a": 0.6, "t": -0.4},
+        **{"h": 0.5, "r": -0.1},
+    },
     "coin": {"w": 1.3, "b": 0.4, "m": 0.5, "c": -0.6},
     "coins": {"w": 1.3, "b": 0.4, "u": 0.8, "m": 0.5, "c": -0.6, "a": 0.9},
 }
-GUIDE = {"m", "c", "s", "a", "t"}
+GUIDE = {"m", "c", "s", "a", "t"}  # of q alone
 
 
 def start(kind):
@@ -60,7 +64,7 @@ def programs(kind, values=None):
             pyro.sample("x", dist.Normal(loc, 0.7), obs=x)
 
     def prior(x):
-        if kind == "one":
+        if kind in ("one", "auxiliary"):
             return dist.Normal(0.0 * x, 1.0)
         if kind == "coin":
             return dist.Bernoulli(logits=at("b") + 0 * x)
@@ -72,6 +76,13 @@ def programs(kind, values=None):
             if kind == "two":
                 z1 = pyro.sample("z1", dist.Normal(at("m") * x, at("s").exp()))
                 pyro.sample("z2", dist.Normal(at("a") * z1 + at("c"), at("t").exp()))
+            elif kind == "auxiliary":
+                q = dist.Normal(at("m") * x + at("c"), at("s").exp())
+                a = pyro.sample("extra", q, infer={"is_auxiliary": True})
+                z = pyro.sample("z", dist.Normal(at("a") * a, at("t").exp()))
+                # log w holds + log r(a|z), the reverse model: no score, but a term to be climbed.
+                reverse = dist.Normal(at("h") * z, at("r").exp()).log_prob(a)
+                pyro.factor("reverse", -reverse, has_rsample=True)
             elif kind == "coins":
                 z1 = pyro.sample("z1", dist.Bernoulli(logits=at("m") * x + at("c")))
                 pyro.sample("z2", dist.Bernoulli(logits=at("a") * (2 * z1 - 1)))
@@ -129,13 +140,19 @@ def log_w(kind, p, eps, x=X, *, fixed=False):
         return log_p + Normal(p["w"] * z1, 0.7).log_prob(torch.tensor(x)), log_q
     q = Normal(p["m"] * x + p["c"], p["s"].exp())
     z = drawn(q.mean, q.stddev, eps[0])
-    if kind == "one":
+    log_q = q.log_prob(z)
+    if kind == "auxiliary":
+        a, q = z, Normal(p["a"] * z, p["t"].exp())
+        z = drawn(q.mean, q.stddev, eps[1])
+        log_q = log_q + q.log_prob(z)
+        prior = Normal(0.0, 1.0).log_prob(z) + Normal(p["h"] * z, p["r"].exp()).log_prob(a)
+    elif kind == "one":
         prior = Normal(0.0, 1.0).log_prob(z)
     else:
         parts = [Normal(p["m"] * u + p["c"], p["s"].exp()).log_prob(z) for u in p["u"]]
         prior = torch.stack(parts).logsumexp(0) - math.log(2)
     likelihood = Normal(p["w"] * z + p["b"], 0.7).log_prob(torch.tensor(x, dtype=torch.float64))
-    return prior + likelihood, q.log_prob(z)
+    return prior + likelihood, log_q
 
 
 def noise(levels, particles, nodes):
@@ -151,7 +168,7 @@ def noise(levels, particles, nodes):
 
 def exact_gradients(kind, value, particles=2, nodes=None, *, fixed=False):
     """d/dparameters of E value(log p, log q), those [particles, points], by quadrature."""
-    levels = 2 if kind == "two" else 1
+    levels = 2 if kind in ("two", "auxiliary") else 1
     eps, weight = noise(levels, particles, nodes or (16 if levels * particles > 2 else 60))
     p = start(kind)
     total = (weight * value(*log_w(kind, p, eps, fixed=fixed))).sum()

@@ -70,8 +70,8 @@ class Objective(BaseModel):
         if pair.drawn and not self.enumerates:
             raise PairError(
                 f"site '{pair.drawn[0]}' is marked for enumeration in the guide, but objective "
-                f"'{self.name}' is a function of weights, not of their means over its values; take "
-                "the mark and the site out of the guide where the model sums over it, or train by "
+                f"'{self.name}' is a function of draws and their weights, not of means over all "
+                "values; take the site out of the guide and let the model sum over it, or train by "
                 "objective 'elbo'"
             )
 

@@ -33,6 +33,7 @@ class InfoVAE(KLObjective):
         "for alpha < 1, p(x) that of the data and q(z|x) = p(z|x), where the families hold both; "
         "at alpha = 1 the best reconstruction with q(z) = p(z); its value bounds nothing"
     )
+    enumerates: ClassVar[bool] = False
     name: Literal["info_vae"] = "info_vae"
     alpha: float = Field(default=1.0, le=1)
     weight: float = Field(default=1000.0, ge=0)

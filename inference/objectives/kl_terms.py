@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeInt, model_validator
@@ -26,7 +26,7 @@ class KLObjective(Objective):
     on (`analytic`), which has the same mean and less noise.
     """
 
-    enumerates = True
+    enumerates: ClassVar[bool] = True
     kl: Kind = "sampled"
     warmup_epochs: NonNegativeInt = 0
     warmup_steps: NonNegativeInt = 0

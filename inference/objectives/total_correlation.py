@@ -34,6 +34,7 @@ class TotalCorrelation(KLObjective):
         "no density of x: the ELBO's for weight 1; above, one whose latent numbers are independent "
         "over the data, at the price of the bound"
     )
+    enumerates: ClassVar[bool] = False
     name: Literal["total_correlation"] = "total_correlation"
     weight: float = Field(default=6.0, gt=0)
 
