@@ -175,20 +175,19 @@ def test_compiled(objective):
     compiled_equals_eager(objective)
 
 
-@pytest.mark.parametrize("objective", EVERY, ids=LABELS)
+@pytest.mark.parametrize("objective", EVERY[2:], ids=LABELS[2:])
 def test_the_validation_bound_is_the_elbo(objective):
     """Weights that do not move: every objective reports one and the same bound."""
-    frozen = {"optimizer": "sgd", "learning_rate": 1e-30, "epochs": 3}
+    frozen = {"optimizer": "sgd", "learning_rate": 1e-30, "epochs": 1}
     vae, x = tutorial(), patterns(30)
     settings = {"validation": x, "batch_size": 30, **frozen}
     result = fit(vae.model, vae.guide, x, objective=objective, **settings)
     same = inference.ELBO(num_particles=objective.num_particles)
     expected = fit(vae.model, vae.guide, x, objective=same, **settings)
-    found, bound = (r.history[0]["validation_bound"] for r in (result, expected))
-    if objective == inference.ELBO(kl="analytic", num_particles=2, warmup_steps=3):
-        assert found == pytest.approx(bound, abs=0.5)  # less noise, one mean
-    else:
-        assert found == bound
+    row, bound = result.history[0], expected.history[0]
+    assert row["validation_bound"] == bound["validation_bound"]
+    if objective.name not in ("stl", "free_bits"):  # these may be the ELBO, too
+        assert row["train_bound"] != pytest.approx(bound["train_bound"], abs=1e-3)
 
 
 def test_resume_is_exact(tmp_path):
@@ -581,14 +580,16 @@ def test_an_analytic_hierarchy_has_the_kl_given_each_draw(vectorize):
     objective = inference.ELBO(kl="analytic", num_particles=3)
     torch.manual_seed(4)
     record = record_of(pair, (x,), 3, vectorize=vectorize)
-    found = float(objective.loss(record, 1.0, 2))
+    found = float(objective.loss(record, 1.0, 2).detach())
     z1, z2 = record.latents["z1"], record.latents["z2"]
     kl = torch.distributions.kl_divergence
     normal = torch.distributions.Normal
     terms = kl(normal(0.4 * x, 0.7), normal(0.0, 1.0)) + kl(
         normal(0.3 * z1 + 0.4, torch.tensor(0.6)), normal(0.5 * z1, torch.tensor(0.8))
     )
-    assert found == pytest.approx(float((terms - normal(z2, 1.0).log_prob(x)).mean()), rel=1e-5)
+    assert found == pytest.approx(
+        float((terms - normal(z2, 1.0).log_prob(x)).mean().detach()), rel=1e-5
+    )
 
 
 def test_analytic_kls_that_are_not_known_are_refused_by_name():
@@ -636,19 +637,17 @@ def test_free_bits(kl, vectorize):
     else:
         terms = (q.log_prob(z) - p.log_prob(z)).double().mean((0, 1))
     likelihood = dist.Normal(z.sum(-1), 1.0).log_prob(x).double().mean()
-    assert float(terms[1]) < 0.2 < float(terms[0])
+    assert terms[1] < 0.2 < terms[0]
     number = inference.FreeBits(nats=0.2, kl=kl)
     value = -number.loss(record, 0.5, 3)
-    expected = likelihood - 0.5 * terms.clamp(min=0.2).sum()
-    assert float(value) == pytest.approx(float(expected), rel=1e-6)
-    (grad,) = torch.autograd.grad(value - likelihood, loc)
+    torch.testing.assert_close(value, likelihood - 0.5 * terms.clamp(min=0.2).sum())
+    (grad,) = torch.autograd.grad(value - likelihood, loc, retain_graph=True)
     assert not bool(grad[:, 1].any())  # below: free
     assert bool(grad[:, 0].any())
     site = inference.FreeBits(nats=20.0, kl=kl, per="site")
-    assert float(-site.loss(record, 1.0, 3)) == pytest.approx(float(likelihood) - 20.0, rel=1e-6)
-    generous = inference.FreeBits(nats=1e-6, kl=kl, per="site")
-    elbo = inference.ELBO(kl=kl)
-    assert float(generous.loss(record, 1.0, 3)) == pytest.approx(float(elbo.loss(record, 1.0, 3)))
+    torch.testing.assert_close(-site.loss(record, 1.0, 3), likelihood - 20.0)
+    generous, elbo = inference.FreeBits(nats=1e-6, kl=kl, per="site"), inference.ELBO(kl=kl)
+    torch.testing.assert_close(generous.loss(record, 1.0, 3), elbo.loss(record, 1.0, 3))
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
