@@ -5,8 +5,10 @@ each (of 40 means). About 200 numbers are compared, with fixed seeds: of other s
 hundreds would raise a false alarm.
 """
 
+import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pyro
 import pytest
@@ -36,6 +38,7 @@ from inference.objectives.weights import (
 from inference.stopped import FixedDraws, HeldStill
 
 STANDARD_ERRORS = 5
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("kind", ["one", "two", "vamp", "auxiliary"])
@@ -285,6 +288,23 @@ def test_their_bias_falls_with_the_number_of_draws():
         # Of order 1/K: four times the draws, about a fourth of the bias.
         assert bias[0] > 0.02, name
         assert bias[3] < 0.3 * bias[2] < 0.3 * 0.35 * bias[1], (name, bias)
+
+
+def test_the_table_of_variances(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import gradients
+
+    gradients.main(["--draws", "3", "--epochs", "1", "--out", str(tmp_path / "found.json")])
+    kept = json.loads((ROOT / "benchmarks" / "results" / "gradients.json").read_text())
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == list(kept)
+    names = {name.split(" ")[0] for rows in kept["stages"].values() for name in rows}
+    assert names == set(inference.OBJECTIVES)
+    assert all(name in capsys.readouterr().out for name in ("dreg",))
+    # What the table is for: the guide's gradients of `dreg` are less noisy than those of `iwae`.
+    for rows in kept["stages"].values():
+        assert rows["dreg"]["guide_variance"] < rows["iwae"]["guide_variance"]
+        assert rows["stl"]["model_variance"] == pytest.approx(rows["elbo"]["model_variance"])
 
 
 def test_values_are_the_bounds(own_store):

@@ -42,6 +42,7 @@ from inference.objectives.info_vae import discrepancy
 from inference.pair import examine
 from inference.particles import record_of
 from inference.tracing import evaluate_loss
+from pyro_vae.app.experiment import load_experiment
 
 # One of each; those that weigh draws have some.
 EVERY = [
@@ -114,6 +115,13 @@ def test_each_is_found_by_name_and_says_what_its_optimum_is():
 def test_bad_fields_are_refused(name, fields):
     with pytest.raises(ValidationError):
         OBJECTIVES[name](**fields)
+
+
+def test_a_spec_takes_each_by_name_and_with_fields():
+    spec = load_experiment("digits", ["objective=dreg", "objective.num_particles=3"])
+    assert spec.objective == inference.DReG(num_particles=3)
+    for name, cls in OBJECTIVES.items():
+        assert load_experiment("digits", [f"objective={name}"]).objective == cls()
 
 
 def test_a_new_one_must_write_its_value():
@@ -334,11 +342,35 @@ def test_masked_data_have_no_gradient():
 
     for objective in (inference.DReG(num_particles=2), inference.ReweightedWakeSleep()):
         pair = examine(masked(line_model), masked(line_guide), (x, y), "data")
-        y = y.clone().requires_grad_()
+        y = y.detach().clone().requires_grad_()
         loss, _ = evaluate_loss(pair, objective, (x, y), 1.0, 3, vectorize=True)
         (grad,) = torch.autograd.grad(loss, y)
         assert grad[1] == 0
         assert bool((grad[[0, 2]] != 0).all())
+
+
+def test_a_masked_kl_in_closed_form_is_0():
+    mask = torch.tensor([True, False, True])
+
+    def model(x):
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        lean = pyro.param("lean", torch.tensor(0.5))
+        with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask):
+            pyro.sample("z", dist.Normal(lean * x, 0.7))
+
+    x = torch.tensor([1.0, 5.0, -2.0])
+    pair = examine(model, guide, (x,), "data")
+    torch.manual_seed(0)
+    record = record_of(pair, (x,), 1)
+    found = -inference.ELBO(kl="analytic").loss(record, 1.0, 3).detach()
+    normal = torch.distributions.Normal
+    kl = torch.distributions.kl_divergence(normal(0.5 * x, 0.7), normal(0.0, 1.0))
+    terms = normal(record.latents["z"][0].detach(), 1.0).log_prob(x) - kl
+    assert float(found) == pytest.approx(float(terms[mask].sum()) / 3, rel=1e-5)
 
 
 def test_one_joint_weight_without_a_data_plate():
@@ -601,8 +633,9 @@ def test_analytic_kls_that_are_not_known_are_refused_by_name():
         with pyro.poutine.scale(scale=0.5):
             line_model(x, y)
 
-    with pytest.raises(PairError, match=r"is scaled by poutine\.scale"):
-        fit(scaled, line_guide, line_data(), objective=inference.ELBO(kl="analytic"), epochs=1)
+    for objective in (inference.ELBO(kl="analytic"), "free_bits", *WEIGHING):
+        with pytest.raises(PairError, match=r"is scaled by poutine\.scale"):
+            fit(scaled, line_guide, line_data(), objective=objective, epochs=1)
 
 
 def gaussian_record(x, loc, scale, particles, vectorize=True):

@@ -19,15 +19,17 @@ class Objective(BaseModel):
     A subclass writes `value`, and `optimum`: in one sentence, what its optimum is. `scoring` is
     what its gradients need of a record (see `inference.particles.record_of`): `paths` through the
     draws, log q with its parameters `stopped`, or `fixed draws`, which may be discrete, too.
-    `per_datum`: does it weigh the draws of each datum? Latents outside the data plate have no such
-    weights. `enumerates`: is it linear in the log-densities, so that a guide's enumerated sites can
-    be summed over? `weighs_kl`: does it need KL terms by themselves?
+    `weighs_draws`: is it a function of importance weights? `enumerates`: is it linear in the
+    log-densities, so that a guide's enumerated sites can be summed over? `weighs_kl`: does it need
+    KL terms by themselves? A further term may be made of `record.guide_fn` and `record.model_fn`,
+    which hold the distributions of observed sites, too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     optimum: ClassVar[str] = ""
     scoring: ClassVar[Scoring] = "paths"
+    weighs_draws: ClassVar[bool] = False
     enumerates: ClassVar[bool] = False
     name: str
     num_particles: PositiveInt = 1
@@ -73,6 +75,12 @@ class Objective(BaseModel):
                 f"'{self.name}' is a function of draws and their weights, not of means over all "
                 "values; take the site out of the guide and let the model sum over it, or train by "
                 "objective 'elbo'"
+            )
+        if pair.scaled_sites and self.weighs_draws:
+            raise PairError(
+                f"site '{pair.scaled_sites[0]}' is scaled by poutine.scale, so objective "
+                f"'{self.name}' would weigh draws by what is no density; remove the scale, or "
+                "train by objective 'elbo'"
             )
 
 

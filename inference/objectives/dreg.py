@@ -29,6 +29,7 @@ class DReG(Objective):
         "that of iwae: log p(x), reached where q(z|x) = p(z|x), and for any guide as K grows"
     )
     scoring: ClassVar[Scoring] = "stopped"
+    weighs_draws: ClassVar[bool] = True
     name: Literal["dreg"] = "dreg"
     num_particles: PositiveInt = 5
 

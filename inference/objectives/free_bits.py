@@ -8,8 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from inference.errors import PairError
 from inference.objectives.base import Rows
 from inference.objectives.kl_terms import KLObjective, kl_by_number, kl_of, likelihood_of
+from inference.pair import Pair
 from inference.record import LogWeights
 
 
@@ -34,6 +36,14 @@ class FreeBits(KLObjective):
     @property
     def weighs_kl(self) -> bool:
         return True
+
+    def check(self, pair: Pair) -> None:
+        super().check(pair)
+        if self.per == "number" and pair.scaled_sites:
+            raise PairError(
+                f"site '{pair.scaled_sites[0]}' is scaled by poutine.scale, which KL terms of "
+                "single numbers do not see; use per='site', or remove the scale"
+            )
 
     def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:
         value = likelihood_of(record, rows)

@@ -23,6 +23,7 @@ class IWAE(Objective):
     optimum: ClassVar[str] = (
         "log p(x), reached where q(z|x) = p(z|x), and for any guide as K grows without bound"
     )
+    weighs_draws: ClassVar[bool] = True
     name: Literal["iwae"] = "iwae"
     num_particles: PositiveInt = 5
 

@@ -24,6 +24,7 @@ class Renyi(Objective):
         "log p(x), reached where q(z|x) = p(z|x); a larger alpha seeks modes more, a smaller one "
         "covers more mass"
     )
+    weighs_draws: ClassVar[bool] = True
     name: Literal["renyi"] = "renyi"
     num_particles: int = Field(default=5, ge=2)
     alpha: float = 0.5

@@ -27,6 +27,7 @@ class ReweightedWakeSleep(Objective):
         "log p(x) for the model; its guide covers the posterior, where others seek a mode of it"
     )
     scoring: ClassVar[Scoring] = "fixed draws"
+    weighs_draws: ClassVar[bool] = True
     name: Literal["reweighted_wake_sleep"] = "reweighted_wake_sleep"
     num_particles: int = Field(default=5, ge=2)
 

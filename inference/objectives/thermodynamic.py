@@ -32,6 +32,7 @@ class Thermodynamic(Objective):
 
     optimum: ClassVar[str] = "log p(x), reached where q(z|x) = p(z|x)"
     scoring: ClassVar[Scoring] = "fixed draws"
+    weighs_draws: ClassVar[bool] = True
     name: Literal["thermodynamic"] = "thermodynamic"
     num_particles: int = Field(default=10, ge=2)
     partitions: PositiveInt = 5
