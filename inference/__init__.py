@@ -39,7 +39,19 @@ from inference.fit import FitResult, fit
 from inference.global_draws import given_globals, global_draws
 from inference.kl import analytic_kl
 from inference.log_weights import log_weights
-from inference.objectives.elbo import ELBO, OBJECTIVES
+from inference.objectives.base import Objective
+from inference.objectives.beta_elbo import BetaELBO
+from inference.objectives.dreg import DReG
+from inference.objectives.elbo import ELBO
+from inference.objectives.free_bits import FreeBits
+from inference.objectives.info_vae import InfoVAE
+from inference.objectives.iwae import IWAE
+from inference.objectives.registry import OBJECTIVES
+from inference.objectives.renyi import Renyi
+from inference.objectives.reweighted_wake_sleep import ReweightedWakeSleep
+from inference.objectives.stl import STL
+from inference.objectives.thermodynamic import Thermodynamic
+from inference.objectives.total_correlation import TotalCorrelation
 from inference.optimizer import SingleOptimizer
 from inference.record import LogWeights
 from inference.schedules import SCHEDULES, Constant, Cosine, Exponential, Step
@@ -50,12 +62,15 @@ __all__ = [
     "ELBO",
     "ENGINES",
     "ESTIMATORS",
+    "IWAE",
     "OBJECTIVES",
     "SCHEDULES",
     "SMC",
+    "STL",
     "ActiveUnits",
     "Auto",
     "AutoEstimate",
+    "BetaELBO",
     "Bound",
     "Calibration",
     "CheckpointError",
@@ -63,26 +78,34 @@ __all__ = [
     "CompilationError",
     "Constant",
     "Cosine",
+    "DReG",
     "EngineWarning",
     "Enumerate",
     "Estimate",
     "Exponential",
     "FitResult",
+    "FreeBits",
     "Gaps",
     "Importance",
     "InferenceError",
+    "InfoVAE",
     "LocalGuide",
     "LogWeights",
     "NonFiniteError",
+    "Objective",
     "PairError",
     "PredictiveEstimate",
     "Quadrature",
     "Reference",
+    "Renyi",
     "RequestError",
+    "ReweightedWakeSleep",
     "Sandwich",
     "SingleOptimizer",
     "Step",
     "Surgery",
+    "Thermodynamic",
+    "TotalCorrelation",
     "Traced",
     "UnitKL",
     "Untraceable",

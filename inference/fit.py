@@ -18,7 +18,9 @@ from inference.errors import CheckpointError, EngineWarning, NonFiniteError, Req
 from inference.isolation import modes, modules_of, own_randomness, own_store, seed_all
 from inference.layout import init
 from inference.memory import keep_freed_memory
-from inference.objectives.elbo import ELBO, OBJECTIVES
+from inference.objectives.base import Objective
+from inference.objectives.elbo import ELBO
+from inference.objectives.registry import OBJECTIVES
 from inference.optimizer import SingleOptimizer
 from inference.pair import Data, as_arguments
 from inference.precision import cast, check_precision, in_dtype, switches
@@ -37,9 +39,10 @@ class FitResult:
     """What a training did.
 
     `status`: `completed` or `stopped_early`; `message` says it in words. `history` has one row an
-    epoch: epoch, step, train_bound (the objective at that epoch's beta), validation_bound (always
-    at beta = 1, with the same noise), beta, learning_rate, grad_norm, seconds (compiling
-    included). Bounds are in nats per datum. `engine` is the one that ran, `engine_reason` why.
+    epoch: epoch, step, train_bound (the objective at that epoch's beta), validation_bound (the
+    ELBO at beta = 1 whatever the objective, with the same noise), beta, learning_rate, grad_norm,
+    seconds (compiling included). Bounds are in nats per datum. `engine` is the one that ran,
+    `engine_reason` why.
     """
 
     history: list[dict[str, Any]]
@@ -61,7 +64,7 @@ def fit(
     train: Data,
     *,
     validation: Data | None = None,
-    objective: ELBO | str = ELBO(),  # noqa: B008  (a frozen value)
+    objective: Objective | str = ELBO(),  # noqa: B008  (a frozen value)
     epochs: int = 50,
     batch_size: int | None = None,
     optimizer: str = "adam",
@@ -92,7 +95,8 @@ def fit(
         train, validation: tensor `[N, ...]` or a tuple of such; moved to `device` once. The
             validation bound is over all validation data, whatever part of the training data a
             step takes.
-        objective: an `ELBO`, or its name.
+        objective: one of `inference.OBJECTIVES`, or its name. What is not Pyro's `Trace_ELBO` is a
+            function of one record of draws, in every engine.
         batch_size: data of a step; None takes 128, or all where they are fewer.
         optimizer, learning_rate, optimizer_options: any torch optimizer by name.
         schedule: multiplies the learning rate (`Constant`, `Cosine`, `Exponential`, `Step`), or
@@ -131,7 +135,7 @@ def fit(
     started = time.perf_counter()
     arguments = as_arguments(train, "train")
     held_out = None if validation is None else as_arguments(validation, "validation")
-    objective = member("objective", objective, ELBO, OBJECTIVES)
+    objective = member("objective", objective, Objective, OBJECTIVES)
     schedule = member("schedule", schedule, Schedule, SCHEDULES)
     if batch_size is None:
         batch_size = min(BATCH_SIZE, len(arguments[0]))

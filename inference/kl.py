@@ -7,6 +7,7 @@ from pyro.distributions import MultivariateNormal, Normal
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from inference.record import LogWeights
 from inference.supports import is_point
 
 
@@ -27,6 +28,24 @@ def analytic_kl(q, p) -> Tensor | None:
     if full_q is None or full_p is None:
         return None
     return kl_divergence(full_q, full_p)
+
+
+def site_kl(record: LogWeights, name: str) -> Tensor | None:
+    """KL of one site with the site's batch shape, if both densities are known in closed form.
+
+    The closed form integrates over z_i with all else fixed, so what p(z_i|.) depends on must not
+    depend on z_i: its predecessors in the model must come before it in the guide, too.
+    """
+    q, p = record.guide_fn[name], record.model_fn.get(name)
+    if p is None:
+        return None
+    model_order, guide_order = list(record.model_fn), list(record.guide_fn)
+    earlier = set(model_order[: model_order.index(name)]) - set(record.observed)
+    if not earlier <= set(guide_order[: guide_order.index(name)]):
+        return None
+    if q.batch_shape != p.batch_shape or q.event_shape != p.event_shape:
+        return None
+    return analytic_kl(q, p)
 
 
 def _as_multivariate(fn):

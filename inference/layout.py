@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from inference.engines.base import Engine
 from inference.engines.choice import choose
 from inference.engines.compiled import Compiled
-from inference.engines.enumerated import check_warmup
 from inference.errors import InferenceError, PairError, RequestError
 from inference.isolation import modes, own_randomness
-from inference.objectives.elbo import ELBO
+from inference.objectives.base import Objective
 from inference.optimizer import SingleOptimizer
 from inference.pair import Pair, examine, head, look_at
 from inference.particles import Scorer
 from inference.schedules import Constant, Schedule
+from inference.suitability import check_objective
 from inference.training import Training
 
 
@@ -30,7 +30,7 @@ def init(
     guide: Callable,
     arguments: tuple[Tensor, ...],
     *,
-    objective: ELBO,
+    objective: Objective,
     optimizer: SingleOptimizer,
     batch_size: int,
     device: torch.device,
@@ -54,8 +54,8 @@ def init(
     with _told_of("train", arguments):
         pair = examine(model, guide, arguments, plate, transform, batch_size)
     num_data = len(arguments[0])
-    if pair.enumerated:
-        check_warmup(pair, objective, head(arguments, transform, pair.few))
+    with modes(list(modules), training=True):
+        check_objective(pair, objective, _few(pair, arguments, transform), modules)
     if pair.subsampling == "own":
         batch_size = pair.subsample_size
     elif batch_size > num_data:
@@ -76,7 +76,7 @@ def init(
         _check_held_out(pair, few, held_out)
     vectorize = False
     if objective.num_particles > 1:
-        few = head(arguments, transform, pair.few)
+        few = _few(pair, arguments, transform)
         with contextlib.suppress(PairError):  # one particle at a time always works
             vectorize = not Scorer(pair, few).folded
     store = pyro.get_param_store()
@@ -124,6 +124,13 @@ def init(
             "faster"
         )
     return training
+
+
+def _few(
+    pair: Pair, arguments: tuple[Tensor, ...], transform: Callable[[Tensor], Tensor] | None
+) -> tuple[Tensor, ...]:
+    """As many data as the pair needs for a look at it."""
+    return head(arguments, transform, len(arguments[0]) if pair.whole else pair.few)
 
 
 def _check_held_out(pair: Pair, train: tuple[Tensor, ...], held_out: tuple[Tensor, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +15,14 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from inference.dimensions import Dimensions
 from inference.enumeration import without_enumerated
 from inference.errors import PairError
 from inference.isolation import own_randomness, validation
 from inference.masks import check_masks, check_unneeded
 from inference.pair import GivenSubsample, Pair, sample_sites
 from inference.record import LogWeights, from_traces, score_of, stacked
+from inference.stopped import FixedDraws, Scoring, Taps, rescored, tapped
 from inference.supports import is_point
 
 PARTICLES = "_num_particles_vectorized"
@@ -170,13 +173,20 @@ def record_of(
     *,
     vectorize: bool = True,
     check: bool = False,
+    scoring: Scoring = "paths",
 ) -> LogWeights:
-    """K draws of each datum with particles in a plate of their own, or one at a time."""
+    """K draws of each datum with particles in a plate of their own, or one at a time.
+
+    `scoring`: gradients go through the draws (`paths`); they do, and log q is there a second time
+    with its parameters held still (`stopped`); or the draws carry none (`fixed draws`).
+    """
     if pair.subsampling == "prescaled":
         subset = every_row(pair, arguments)
     if vectorize:
-        return _run(pair, arguments, subset, num_particles, check=check)
-    return stacked([_run(pair, arguments, subset, check=check) for _ in range(num_particles)])
+        return _run(pair, arguments, subset, num_particles, check=check, scoring=scoring)
+    return stacked(
+        [_run(pair, arguments, subset, check=check, scoring=scoring) for _ in range(num_particles)]
+    )
 
 
 def _run(
@@ -186,11 +196,18 @@ def _run(
     num_particles: int | None = None,
     *,
     check: bool = False,
+    scoring: Scoring = "paths",
 ) -> LogWeights:
     """One run of guide and model, in a particle plate unless `num_particles` is None."""
     guide, model = _programs(pair, subset, num_particles)
-    guide_trace = poutine.trace(guide).get_trace(*arguments)
-    replayed = poutine.replay(model, trace=guide_trace)
+    dimensions = Dimensions.of(pair, particles=num_particles is not None)
+    with FixedDraws() if scoring == "fixed draws" else nullcontext():
+        guide_trace = poutine.trace(guide).get_trace(*arguments)
+    taps, handed = None, guide_trace
+    if scoring == "stopped":
+        taps = Taps(dimensions)
+        handed = tapped(guide_trace, taps)
+    replayed = poutine.replay(model, trace=handed)
     model_trace = poutine.trace(replayed).get_trace(*arguments)
     if check:
         check_observed(model_trace)
@@ -203,7 +220,14 @@ def _run(
     def reduce(site, latent):
         return score_of(site, pair, particles=num_particles is not None, latent=latent)
 
-    record = from_traces(model_trace, guide_trace, reduce)
+    record = replace(
+        from_traces(model_trace, guide_trace, reduce), dimensions=dimensions, taps=taps
+    )
+    if taps is not None:
+        drawn = record.latents.keys() | record.auxiliary.keys()
+        factors = [name for name in record.log_q if name not in drawn]
+        stopped = rescored(guide, handed, arguments, reduce, factors)
+        record = replace(record, log_q_stopped=stopped)
     if not pair.enumerated:
         return record
     return without_enumerated(record, model_trace, guide_trace, pair, num_particles is not None)

@@ -7,7 +7,7 @@ nothing else traces a model for estimation.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import constraints
 
+from inference.dimensions import Dimensions
 from inference.pair import Pair, frame_of, sample_sites
+from inference.stopped import Taps
 from inference.supports import is_mixture, plain_support
 
 
@@ -32,6 +34,11 @@ class LogWeights:
     log q, as in Pyro's `Trace_ELBO`. `ulp` is the rounding of one unit in the last place of every
     summed log-density, as a root of the sum of squares. `entangled` names latents whose log p is
     part of an observed site's term, for they share values that the model sums over.
+
+    `dimensions` says where particles and data stand in `latents` and in the batch shapes of the
+    distributions. Draws that were made one at a time have none in common; `parts` holds each one's
+    record, without a particle dimension. `log_q_stopped`, on request, is log q as a function of
+    the draws alone, the guide's parameters held still; the draws then pass `taps`.
     """
 
     latents: dict[str, Tensor]
@@ -43,6 +50,10 @@ class LogWeights:
     guide_fn: dict[str, Any]
     ulp: Tensor
     entangled: tuple[tuple[str, str], ...] = ()
+    dimensions: Dimensions | None = None
+    parts: tuple[LogWeights, ...] = ()
+    log_q_stopped: dict[str, Tensor] = field(default_factory=dict)
+    taps: Taps | None = None
 
     @property
     def log_weight(self) -> Tensor:
@@ -53,6 +64,19 @@ class LogWeights:
     def log_likelihood(self) -> Tensor:
         """log p(x|z_k): the observed sites."""
         return sum(self.log_p[name] for name in self.observed)  # type: ignore[return-value]
+
+    @property
+    def draws(self) -> tuple[LogWeights, ...]:
+        """Records whose tensors and distributions belong together: of all draws, or of each."""
+        return self.parts or (self,)
+
+    def scale_taps(self, weight: Tensor) -> None:
+        """Multiply the gradients that come back to the draws by `weight [K, N]`, or `[K]`."""
+        if self.taps is not None:
+            self.taps.weight = weight
+        if self.parts:
+            for part, own in zip(self.parts, weight, strict=True):
+                part.scale_taps(own)
 
 
 def from_traces(model_trace, guide_trace, reduce) -> LogWeights:
@@ -91,6 +115,10 @@ def stacked(records: list[LogWeights]) -> LogWeights:
         auxiliary=stack([r.auxiliary for r in records]),
         log_p=stack([r.log_p for r in records]),
         log_q=stack([r.log_q for r in records]),
+        log_q_stopped=stack([r.log_q_stopped for r in records]),
+        dimensions=None,
+        taps=None,
+        parts=tuple(records),
         ulp=torch.stack([r.ulp for r in records]),
     )
 
@@ -101,11 +129,8 @@ def score_of(site, pair: Pair, *, particles: bool, latent: bool) -> tuple[Tensor
     if latent:
         log_prob = _inside(site, log_prob)
     log_prob = scale_and_mask(log_prob, own_scale(site, pair), site["mask"])
-    kept = []
-    if particles:
-        kept.append(-pair.max_plate_nesting - 1)
-    if frame_of(site, pair.plate) is not None:
-        kept.append(pair.data_dim)  # type: ignore[arg-type]
+    dimensions = Dimensions.of(pair, particles=particles)
+    kept = dimensions.kept(frame_of(site, pair.plate) is not None)
     if log_prob.dim() < pair.max_plate_nesting + particles:
         missing = pair.max_plate_nesting + particles - log_prob.dim()
         log_prob = log_prob.reshape((1,) * missing + tuple(log_prob.shape))

@@ -27,13 +27,16 @@ from inference.isolation import (
     own_store,
     validation,
 )
-from inference.objectives.elbo import ELBO, OBJECTIVES
+from inference.objectives.base import Objective
+from inference.objectives.elbo import ELBO
+from inference.objectives.registry import OBJECTIVES
 from inference.optimizer import by_name
 from inference.pair import Pair, as_arguments, examine
 from inference.particles import Scorer, record_of
 from inference.precision import products
 from inference.record import LogWeights
 from inference.requests import member
+from inference.suitability import check_gradients, check_objective
 
 # Traced and eager run the same operations; this only forgives a library that sums in another order.
 TOLERANCE = 1e-5
@@ -48,7 +51,7 @@ def trace(
     model: Callable,
     guide: Callable,
     *arguments: Tensor,
-    objective: ELBO | str = ELBO(),  # noqa: B008  (a frozen value)
+    objective: Objective | str = ELBO(),  # noqa: B008  (a frozen value)
     num_data: int | None = None,
     plate: str | None = "data",
 ) -> Traced:
@@ -62,9 +65,10 @@ def trace(
     Where one of them changes, trace once more; `Traced.check` tells.
 
     Args:
-        model, guide: any Pyro pair whose latents can be reparametrized or enumerated.
+        model, guide: any Pyro pair whose latents can be reparametrized or enumerated; any at all
+            for objectives that hold draws fixed.
         arguments: an example batch; other batches must have its shapes.
-        objective: an `ELBO`, or its name; its warm-up is the caller's (`beta`).
+        objective: one of `inference.OBJECTIVES`, or its name; its warm-up is the caller's (`beta`).
         num_data: size of the data set, which latents outside the plate are divided by; by default
             that of the batch.
         plate: name of the data plate, or None.
@@ -73,7 +77,7 @@ def trace(
     Raises: `Untraceable`, naming the site or the operation; `PairError`; `RequestError`.
     """
     arguments = as_arguments(arguments, "arguments")
-    objective = member("objective", objective, ELBO, OBJECTIVES)
+    objective = member("objective", objective, Objective, OBJECTIVES)
     with own_store(share=True) as keep_params, own_randomness():
         with modes(modules_of(model, guide), training=False):  # a look leaves no statistics
             pair = examine(model, guide, arguments, plate)
@@ -81,6 +85,7 @@ def trace(
             if objective.num_particles > 1:
                 with contextlib.suppress(PairError):  # one particle at a time always works
                     vectorize = not Scorer(pair, arguments).folded
+        check_objective(pair, objective, arguments, modules_of(model, guide))
         traced = trace_loss(
             pair, objective, arguments, num_data or len(arguments[0]), vectorize=vectorize
         )
@@ -204,7 +209,7 @@ class _Loss(torch.autograd.Function):
 
 def trace_loss(
     pair: Pair,
-    objective: ELBO,
+    objective: Objective,
     arguments: tuple[Tensor, ...],
     num_data: int,
     *,
@@ -263,7 +268,7 @@ def trace_loss(
     return Traced(graph, parameters, tuple(complaints), shapes, whole, pair)
 
 
-def check_particles(objective: ELBO, *, vectorize: bool) -> None:
+def check_particles(objective: Objective, *, vectorize: bool) -> None:
     """Refuse a graph of very many passes, which would take minutes to record and compile."""
     if objective.num_particles > MOST_LOOPED and not vectorize:
         raise Untraceable(
@@ -274,46 +279,29 @@ def check_particles(objective: ELBO, *, vectorize: bool) -> None:
 
 def evaluate_loss(
     pair: Pair,
-    objective: ELBO,
+    objective: Objective,
     batch: tuple[Tensor, ...],
-    beta: Tensor,
+    beta: float | Tensor,
     num_data: int,
     *,
     vectorize: bool,
     complaints: list[str] | None = None,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """-objective of a batch, and one number a site that is finite if draws and density are."""
-    record = record_of(pair, batch, objective.num_particles, vectorize=vectorize)
-    check_gradients(record, pair)
+    """-objective of a batch, and one number a site that is finite if draws and density are.
+
+    `keep [rows]` marks the rows that count.
+    """
+    record = record_of(
+        pair, batch, objective.num_particles, vectorize=vectorize, scoring=objective.scoring
+    )
+    if objective.scoring != "fixed draws":
+        check_gradients(record, pair)
     values = site_values(record)
     if complaints is not None:
         complaints[:] = values
-    loss = objective.loss(record, beta, num_data)
+    loss = objective.loss(record, beta, num_data, keep)
     return loss, torch.stack([v.detach().double() for v in values.values()])
-
-
-def check_gradients(record: LogWeights, pair: Pair) -> None:
-    """Refuse latents whose gradient is not that of a path through their draws."""
-    for name, fn in record.guide_fn.items():
-        if getattr(fn, "has_rsample", False) or name in pair.enumerated:
-            continue
-        latent = name in record.latents or name in record.auxiliary
-        if not latent and name in record.log_q:
-            raise Untraceable(
-                f"factor '{name}' of the guide is taken for a score function: say "
-                "has_rsample=True if its draws are reparametrized"
-            )
-        if latent:
-            while type(fn).__name__ in (
-                "Independent",
-                "MaskedDistribution",
-                "ExpandedDistribution",
-            ):
-                fn = fn.base_dist
-            raise Untraceable(
-                f"site '{name}' draws from {type(fn).__name__}, which has no reparametrized "
-                "sample: its gradient is a score function"
-            )
 
 
 _DENSITY = "has a log-density that is not finite"

@@ -21,7 +21,7 @@ from inference.isolation import (
     modes,
     own_randomness,
 )
-from inference.objectives.elbo import ELBO
+from inference.objectives.base import Objective
 from inference.optimizer import SingleOptimizer
 from inference.pair import Pair
 from inference.schedules import Schedule
@@ -57,7 +57,7 @@ class Training:
     engine: Engine
     engine_reason: str
     optimizer: SingleOptimizer
-    objective: ELBO
+    objective: Objective
     arguments: tuple[Tensor, ...]
     held_out: tuple[Tensor, ...] | None
     batch_size: int
@@ -193,7 +193,9 @@ class Training:
         return row
 
     def validate(self) -> float | None:
-        """The validation bound at beta = 1 over all held-out data, with the same noise each time.
+        """The ELBO at beta = 1 over all held-out data, with the same noise each time.
+
+        It is the ELBO whatever objective is trained, so that bounds of trainings can be compared.
 
         A plate that subsamples itself is handed the rows to take, until all have had their turn.
         """

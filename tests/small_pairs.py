@@ -230,6 +230,26 @@ def nested_guide(x):
             pyro.sample("w", dist.Normal(lean * x, scale))
 
 
+def two_level_params():
+    """A hierarchy whose guide draws its levels in the other order; with data."""
+
+    def model(x, y):
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Normal(0.0, 1.0))
+            z = pyro.sample("z", dist.Normal(top, 1.0))
+            pyro.sample("y", dist.Normal(slope * x + z, 1.0), obs=y)
+
+    def guide(x, y):
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
+        lean = pyro.param("lean", torch.tensor([0.3, 0.2]))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(lean[0] * y, scale))
+            pyro.sample("top", dist.Normal(lean[1] * z, scale))
+
+    return model, guide, line_data(6)
+
+
 class Labelled(nn.Module):
     """Whole numbers among the data: labels that are predicted from latents and seen by networks."""
 

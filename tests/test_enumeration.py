@@ -12,10 +12,10 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
 
 import inference
-from inference.engines.enumerated import check_warmup
 from inference.isolation import own_store
 from inference.pair import look_at
 from inference.particles import Scorer, record_of
+from inference.suitability import check_objective
 from tests.small_pairs import fit
 
 PARALLEL = {"enumerate": "parallel"}
@@ -481,7 +481,7 @@ def test_the_kl_term_of_a_mixture_prior_is_weighed(x):
         assert loss == pytest.approx(float(beta * kl - data), rel=1e-5)
     with own_store():
         pair = look_at(model, guide_of_z, (x,))
-        check_warmup(pair, inference.ELBO(warmup_epochs=2), (x,))
+        check_objective(pair, inference.ELBO(warmup_epochs=2), (x,), [])
         assert record_of(pair, (x,), 1).entangled == ()
 
 
@@ -502,10 +502,10 @@ def test_warmup_needs_a_kl_term_of_its_own(engine, x, monkeypatch):
         fit(entangled, guide_of_z, x, engine=engine, objective=objective, batch_size=10, epochs=3)
     with own_store():
         pair = look_at(entangled, guide_of_z, (x,))
-        check_warmup(pair, inference.ELBO(), (x,))
+        check_objective(pair, inference.ELBO(), (x,), [])
         with pytest.raises(inference.PairError, match=match):
-            check_warmup(pair, objective, (x,))
-        check_warmup(look_at(entangled, guide_of_both, (x,)), objective, (x,))
+            check_objective(pair, objective, (x,), [])
+        check_objective(look_at(entangled, guide_of_both, (x,)), objective, (x,), [])
 
 
 def test_without_warmup_it_is_trained(x):

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference.engines.enumerated import EnumeratedLoss
+from inference.engines.record_loss import RecordLoss
 from inference.engines.scaled import PerDatum
 from inference.errors import EngineWarning
 from inference.isolation import validation
+from inference.objectives.base import Objective
 from inference.objectives.elbo import ELBO
 from inference.optimizer import SingleOptimizer
 from inference.pair import GivenSubsample, Pair
@@ -34,7 +35,7 @@ class Engine:
     def __init__(
         self,
         pair: Pair,
-        objective: ELBO,
+        objective: Objective,
         optimizer: SingleOptimizer,
         num_data: int,
         device: torch.device,
@@ -48,7 +49,12 @@ class Engine:
         self.modules, self.precision = list(modules), precision
         self.remarks: list[str] = []
         self.handler = PerDatum(pair, num_data)
-        self.pyro_loss: Any = self._pyro_loss()
+        # Bounds of held-out data are ELBOs, whatever is trained: so they can be compared.
+        self.bound: Objective = objective
+        if not isinstance(objective, ELBO):
+            self.bound = ELBO(num_particles=objective.num_particles)
+        self.pyro_loss: Any = self._loss_of(objective)
+        self.bound_loss: Any = self._loss_of(self.bound)
         self.model, self.guide = self.handler(pair.model), self.handler(pair.guide)
 
     def remark(self, sentence: str) -> None:
@@ -59,14 +65,15 @@ class Engine:
     def doubt(self) -> None:
         """Code of the user's has run between steps: it may have changed more than tensors."""
 
-    def _pyro_loss(self) -> Any:
-        if self.pair.enumerated:
-            return EnumeratedLoss(
-                self.pair, self.objective, self.num_data, self.handler, vectorize=self.vectorize
+    def _loss_of(self, objective: Objective) -> Any:
+        """Pyro's own estimator of an objective; where it has none, a function of one record."""
+        found = None
+        if not self.pair.enumerated:
+            found = objective.pyro_loss(
+                vectorize=self.vectorize, max_plate_nesting=self.pair.max_plate_nesting
             )
-        # One dimension more than the pair's plates: for the particles.
-        return self.objective.pyro_loss(
-            vectorize=self.vectorize, max_plate_nesting=self.pair.max_plate_nesting
+        return found or RecordLoss(
+            self.pair, objective, self.num_data, self.handler, vectorize=self.vectorize
         )
 
     def step(self, batch: tuple[Tensor, ...], beta: float, size: int) -> None:
@@ -93,10 +100,10 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batch: tuple[Tensor, ...], often: int = 1) -> float:
-        """The bound at beta = 1, in nats per datum; of such batches, `often` in the training."""
+        """The ELBO at beta = 1, in nats per datum; of such batches, `often` in the training."""
         self.handler.beta = 1.0
         with validation(False), products(self.precision), self._rows(batch):
-            return -self.pyro_loss.loss(self.model, self.guide, *batch)
+            return -self.bound_loss.loss(self.model, self.guide, *batch)
 
     def _rows(self, batch: tuple[Tensor, ...]) -> AbstractContextManager:
         """A plate that declares the full size stands for the rows at hand, not for drawn ones."""

@@ -10,12 +10,13 @@ from torch import Tensor
 from inference.capture import capture
 from inference.compiling import compile_graph
 from inference.isolation import own_randomness, validation
-from inference.objectives.elbo import ELBO
+from inference.objectives.base import Objective
 from inference.optimizer import by_name
 from inference.pair import Pair
 from inference.particles import record_of
 from inference.precision import products
-from inference.tracing import check_gradients, check_particles, hold_against_eager, site_values
+from inference.suitability import check_gradients
+from inference.tracing import check_particles, hold_against_eager, site_values
 
 # Compiling takes 5 to 20 seconds and saves some milliseconds a batch: repaid after so many.
 BATCHES_TO_REPAY = 500
@@ -30,7 +31,7 @@ class RecordedBound:
     def __init__(
         self,
         pair: Pair,
-        objective: ELBO,
+        objective: Objective,
         num_data: int,
         batch: Sequence[Tensor],
         *,

@@ -138,7 +138,7 @@ class Compiled(Engine):
         self.recordings += 1
         bound = RecordedBound(
             self.pair,
-            self.objective,
+            self.bound,
             self.num_data,
             batch,
             vectorize=self.vectorize,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inference.errors import PairError
 from inference.evidence.weighing import Weighing, check_engine
-from inference.kl import analytic_kl
+from inference.kl import site_kl
 from inference.pair import Data
 from inference.record import LogWeights
 from inference.tiles import tiled
@@ -110,28 +110,10 @@ def _terms(
         paired = name in record.latents
         term = log_q - record.log_p[name] if paired else log_q
         kinds[name] = "Monte Carlo"
-        closed = _closed_form(record, name) if paired else None
+        closed = site_kl(record, name) if paired else None
         if closed is not None and closed.numel() == log_q.numel():
             if folded:  # rows run over data, then particles
                 closed = closed.reshape(-1, num_samples).T
             term, kinds[name] = closed, "analytic"
         found.append(term)
     return found
-
-
-def _closed_form(record: LogWeights, name: str) -> Tensor | None:
-    """KL of one site with the site's batch shape, if both densities are known in closed form.
-
-    The closed form integrates over z_i with all else fixed, so what p(z_i|.) depends on must not
-    depend on z_i: its predecessors in the model must come before it in the guide, too.
-    """
-    q, p = record.guide_fn[name], record.model_fn.get(name)
-    if p is None:
-        return None
-    model_order, guide_order = list(record.model_fn), list(record.guide_fn)
-    earlier = set(model_order[: model_order.index(name)]) - set(record.observed)
-    if not earlier <= set(guide_order[: guide_order.index(name)]):
-        return None
-    if q.batch_shape != p.batch_shape or q.event_shape != p.event_shape:
-        return None
-    return analytic_kl(q, p)

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
 from inference.errors import PairError
+from inference.pair import Pair
 from inference.record import LogWeights
+from inference.stopped import Scoring
 
 
 class Objective(BaseModel):
     """A function of the log-weights record, in nats per datum, larger is better.
 
-    A subclass writes `value`, and says what its optimum is. `scoring` is what its gradients need of
-    a record: `plain`; `stopped` (log q's own parameters held still); `doubly` (that, and draws that
-    pass through `record.taps` before they are scored).
+    A subclass writes `value`, and `optimum`: in one sentence, what its optimum is. `scoring` is
+    what its gradients need of a record (see `inference.particles.record_of`): `paths` through the
+    draws, log q with its parameters `stopped`, or `fixed draws`, which may be discrete, too.
+    `weighs_draws`: is it a function of importance weights? `enumerates`: is it linear in the
+    log-densities, so that a guide's enumerated sites can be summed over? `weighs_kl`: does it need
+    KL terms by themselves? A further term may be made of `record.guide_fn` and `record.model_fn`,
+    which hold the distributions of observed sites, too.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     optimum: ClassVar[str] = ""
-    scoring: ClassVar[str] = "plain"
+    scoring: ClassVar[Scoring] = "paths"
+    weighs_draws: ClassVar[bool] = False
+    enumerates: ClassVar[bool] = False
     name: str
     num_particles: PositiveInt = 1
 
+    @property
+    def weighs_kl(self) -> bool:
+        return False
+
     def warmup(self, steps_per_epoch: int) -> int:
-        """Steps until beta is 1."""
+        """Steps until beta is what it stays."""
         return 0
 
     def beta(self, step: int, steps_per_epoch: int) -> float:
-        """The weight of the KL terms at a step counted from 0, for objectives that warm up."""
+        """The weight of the KL terms at a step counted from 0."""
         return 1.0
 
     def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:
@@ -48,18 +57,37 @@ class Objective(BaseModel):
         num_data: int,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """-objective of one record; sites outside the data plate count 1/`num_data`."""
+        """-objective of one record; what stands outside the data plate counts 1/`num_data`.
+
+        `keep [rows]` marks the rows that count.
+        """
         return -self.value(record, Rows(num_data, keep), beta)
 
     def pyro_loss(self, *, vectorize: bool, max_plate_nesting: int) -> Any:
         """Pyro's own estimator of this objective; None where it has none."""
         return None
 
+    def check(self, pair: Pair) -> None:
+        """Refuse pairs for which this objective is not what it says. Raises: `PairError`."""
+        if pair.drawn and not self.enumerates:
+            raise PairError(
+                f"site '{pair.drawn[0]}' is marked for enumeration in the guide, but objective "
+                f"'{self.name}' is a function of draws and their weights, not of means over all "
+                "values; take the site out of the guide and let the model sum over it, or train by "
+                "objective 'elbo'"
+            )
+        if pair.scaled_sites and self.weighs_draws:
+            raise PairError(
+                f"site '{pair.scaled_sites[0]}' is scaled by poutine.scale, so objective "
+                f"'{self.name}' would weigh draws by what is no density; remove the scale, or "
+                "train by objective 'elbo'"
+            )
+
 
 class Rows:
     """Means over the data of a batch, of those rows that `keep [rows]` marks."""
 
-    def __init__(self, num_data: int, keep: Tensor | None):
+    def __init__(self, num_data: int, keep: Tensor | None = None):
         self.num_data, self.keep = num_data, keep
 
     def mean(self, values: Tensor) -> Tensor:
@@ -69,33 +97,3 @@ class Rows:
         if self.keep is None:
             return values.mean()
         return (values * self.keep).sum() / self.keep.sum()
-
-
-def total(scores: Mapping[str, Tensor], what: str) -> Tensor:
-    """The sum over sites `[K, rows]`. Raises: `PairError` for sites outside the plate."""
-    for name, score in scores.items():
-        if score.dim() < 2:
-            raise PairError(
-                f"site '{name}' stands outside the data plate, so {what} has no weights of each "
-                "datum; train by objective 'elbo'"
-            )
-    return sum(scores.values())  # type: ignore[return-value]
-
-
-def log_weight(record: LogWeights, what: str, *, stopped: bool = False) -> Tensor:
-    """log w `[K, rows]`; with `stopped`, log q as a function of the draws alone."""
-    log_q = record.log_q
-    if stopped:
-        assert record.log_q_stopped is not None
-        log_q = record.log_q_stopped
-    return total(record.log_p, what) - total(log_q, what)
-
-
-def log_mean(log_w: Tensor) -> Tensor:
-    """log 1/K sum_k w_k `[rows]`."""
-    return torch.logsumexp(log_w, 0) - math.log(len(log_w))
-
-
-def with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
-    """The first's value, the second's gradient."""
-    return value.detach() + surrogate - surrogate.detach()

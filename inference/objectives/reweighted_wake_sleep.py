@@ -5,25 +5,35 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from torch import Tensor
 
-from inference.objectives.base import Objective, log_mean, log_weight, total, with_gradient_of
+from inference.objectives.base import Objective, Rows
+from inference.objectives.weights import log_guide, log_mean, log_weight, with_gradient_of
+from inference.record import LogWeights
+from inference.stopped import Scoring
 
 
 class ReweightedWakeSleep(Objective):
-    """The model climbs the IWAE bound, the guide descends KL(p(z|x) || q) (arXiv:1406.2751).
+    """The model climbs the bound of `iwae`, the guide descends KL(p(z|x) || q(z|x)).
 
         model: sum_k w~_k d log p(x, z_k),   guide (wake-phi): sum_k w~_k d log q(z_k|x)
 
-    No draw is differentiated, so latents may be discrete. Few particles bias both.
+    No draw is differentiated, so latents may be discrete. The model's gradient is that of `iwae`,
+    unbiased; the guide's has a bias of order 1/K. The value is that of `iwae`.
+    Source: arXiv:1406.2751; 1805.10469 for its gradients.
     """
 
-    optimum: ClassVar[str] = "log p(x); the guide covers the posterior rather than seeks its mode"
+    optimum: ClassVar[str] = (
+        "log p(x) for the model; its guide covers the posterior, where others seek a mode of it"
+    )
+    scoring: ClassVar[Scoring] = "fixed draws"
+    weighs_draws: ClassVar[bool] = True
     name: Literal["reweighted_wake_sleep"] = "reweighted_wake_sleep"
-    scoring: ClassVar[str] = "fixed draws"
     num_particles: int = Field(default=5, ge=2)
 
-    def value(self, record, rows, beta):
-        log_w = log_weight(record, self.name).detach()
-        weight = log_w.softmax(0)
-        both = total(record.log_p, self.name) + total(record.log_q, self.name)
-        return with_gradient_of(rows.mean(log_mean(log_w)), rows.mean((weight * both).sum(0)))
+    def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:
+        log_w, log_q = log_weight(record, self.name), log_guide(record, self.name)
+        weight = log_w.detach().softmax(0)
+        # log w + log q is log p(x, z), and an auxiliary guide's reverse model with it.
+        gained = log_w + 2 * log_q
+        return with_gradient_of(rows.mean(log_mean(log_w)), rows.mean((weight * gained).sum(0)))

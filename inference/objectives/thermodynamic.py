@@ -2,49 +2,59 @@
 
 from __future__ import annotations
 
-import math
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
+from torch import Tensor
 
-from inference.objectives.base import Objective, log_weight, total, with_gradient_of
+from inference.objectives.base import Objective, Rows
+from inference.objectives.weights import log_guide, log_weight, with_gradient_of
+from inference.record import LogWeights
+from inference.stopped import Scoring
 
 
 class Thermodynamic(Objective):
-    """The left Riemann sum of int_0^1 E_beta[log w] dbeta = log p(x) (arXiv:1907.00031).
+    """The left Riemann sum of int_0^1 E_b[log w] db = log p(x).
 
-    E_beta is under q^(1 - beta) p(z, x)^beta, by the K draws reweighted by w^beta. `partitions`
-    intervals, the first up to `first` and the others of equal length in log beta; one interval is
-    the ELBO. Gradients are the covariance estimator, without differentiated draws.
+        sum_j (b_{j+1} - b_j) E_{b_j}[log w],   E_b under q(z|x)^(1 - b) p(x, z)^b, normalized
+
+    by the K draws of the guide, reweighted by w^b. `partitions` intervals: the first ends at
+    `first`, the others are equally long in log b; one interval is the ELBO. It lies between the
+    ELBO and log p(x). Gradients are the paper's covariance estimator,
+
+        E_b[d log w] + Cov_b(log w, d log of the path's density),
+
+    in which no draw is differentiated: latents may be discrete. Their bias is of order 1/K.
+    Source: arXiv:1907.00031.
     """
 
-    optimum: ClassVar[str] = "log p(x), where q(z|x) = p(z|x)"
-    scoring: ClassVar[str] = "fixed draws"
+    optimum: ClassVar[str] = "log p(x), reached where q(z|x) = p(z|x)"
+    scoring: ClassVar[Scoring] = "fixed draws"
+    weighs_draws: ClassVar[bool] = True
     name: Literal["thermodynamic"] = "thermodynamic"
     num_particles: int = Field(default=10, ge=2)
     partitions: PositiveInt = 5
     first: float = Field(default=0.03, gt=0, lt=1)
 
-    def value(self, record, rows, beta):
-        log_w = log_weight(record, self.name)
-        log_p, log_q = total(record.log_p, self.name), total(record.log_q, self.name)
-        points = torch.cat(
-            [
-                torch.zeros(1, dtype=torch.float64),
-                torch.logspace(math.log10(self.first), 0, self.partitions, dtype=torch.float64),
-            ]
-        ).to(log_w.device)
+    def points(self) -> list[float]:
+        """b_0 = 0 to b_J = 1."""
         if self.partitions == 1:
-            points = points.new_tensor([0.0, 1.0])
-        value = surrogate = log_w.new_zeros(())
+            return [0.0, 1.0]
+        steps = self.partitions - 1
+        return [0.0, *(self.first ** (1 - j / steps) for j in range(steps + 1))]
+
+    def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:
+        log_w, log_q = log_weight(record, self.name), log_guide(record, self.name)
         fixed = log_w.detach()
-        for low, high in zip(points[:-1], points[1:], strict=True):
+        points = self.points()
+        value = surrogate = torch.zeros_like(fixed[0])
+        for low, high in pairwise(points):
             weight = (low * fixed).softmax(0)
             mean = (weight * fixed).sum(0)
-            value = value + (high - low) * rows.mean(mean)
-            # d E[f] = E[d f] + Cov(f, d log of the path's density), f = log w.
-            path = (1 - low) * log_q + low * log_p
-            grown = weight * (log_w + (fixed - mean) * path)
-            surrogate = surrogate + (high - low) * rows.mean(grown.sum(0))
-        return with_gradient_of(value, surrogate)
+            value = value + (high - low) * mean
+            path = log_q + low * log_w  # (1 - b) log q + b log p(x, z)
+            change = (weight * (log_w + (fixed - mean) * path)).sum(0)
+            surrogate = surrogate + (high - low) * change
+        return with_gradient_of(rows.mean(value), rows.mean(surrogate))
