@@ -97,9 +97,7 @@ def test_draws_have_the_density(name, fields):
 def test_bags_of_words_sum_to_one():
     _, module = built("multinomial", {}, data=(3,))
     logits = torch.randn(3, dtype=torch.float64)
-    bags = [
-        [a, b, 6 - a - b] for a in range(7) for b in range(7 - a)
-    ]
+    bags = [[a, b, 6 - a - b] for a in range(7) for b in range(7 - a)]
     total = module(logits).log_prob(torch.tensor(bags).double()).exp().sum()
     assert float(total) == pytest.approx(1.0, abs=1e-6)
     module.length.fill_(50.0)

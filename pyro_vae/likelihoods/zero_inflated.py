@@ -2,59 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Literal
 
 import pyro.distributions as dist
 import torch
-from pydantic import model_validator
 
-from pyro_vae.component import OneOf
 from pyro_vae.likelihoods.base import Likelihood, LikelihoodModule
+from pyro_vae.likelihoods.counts import CountModule
 from pyro_vae.part import Shapes
-
-FITS = ("poisson", "negative_binomial")
 
 
 class ZeroInflated(Likelihood, name="zero_inflated"):
-    """p(x|z) = prod_d g_d [x_d = 0] + (1 - g_d) f(x_d | z), g = sigmoid(decoder(z)) (Lambert 1992).
+    """p(x|z) = prod_d g_d [x_d = 0] + (1 - g_d) f(x_d | z), (logit g, f's outputs) = decoder(z).
 
-    `counts` is f: `poisson` or `negative_binomial`.
+    Lambert, Technometrics 34 (1992). `counts` is f, with its exposure.
     """
 
     support = "count"
-    counts: Annotated[Any, OneOf(Likelihood.registry)] = "poisson"
-
-    @model_validator(mode="after")
-    def _counts_fit(self):
-        if self.counts.name not in FITS:
-            raise ValueError(f"counts: '{self.counts.name}'; choices: {', '.join(FITS)}")
-        return self
+    takes_exposure = True
+    counts: Literal["poisson", "negative_binomial"] = "poisson"
 
     def param_shape(self, data_shape):
         return (2, *data_shape)
 
     def build(self, shapes: Shapes) -> LikelihoodModule:
-        return ZeroInflatedModule(shapes, self.counts.build(shapes))
+        return ZeroInflatedModule(shapes, Likelihood.resolve(self.counts).build(shapes))
 
 
-class ZeroInflatedModule(LikelihoodModule):
-    support = "count"
-
-    def __init__(self, shapes: Shapes, counts: LikelihoodModule):
+class ZeroInflatedModule(CountModule):
+    def __init__(self, shapes: Shapes, counts: CountModule):
         super().__init__(shapes)
         self.counts = counts
 
-    def forward(self, outputs):
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # under autocast
-        gate, rest = outputs.unbind(-len(self.shapes.data) - 1)
-        pixels = self.counts(rest).base_dist
-        return dist.ZeroInflatedDistribution(pixels, gate_logits=gate).to_event(
-            len(self.shapes.data)
-        )
+    def pixels(self, outputs, log_exposure):
+        gate, rest = self.channels(outputs)
+        counts = self.counts.pixels(rest, log_exposure)
+        return dist.ZeroInflatedDistribution(counts, gate_logits=gate.double())
 
     def initialize(self, x):
         self.counts.initialize(x)
 
-    def initial_output(self, x):
+    def initial_output(self, x, exposure=None):
         zeros = (x == 0).float().mean(0).clamp(0.01, 0.99)
-        return torch.stack([(0.5 * zeros).logit(), self.counts.initial_output(x)])
+        return torch.stack([(0.5 * zeros).logit(), self.counts.initial_output(x, exposure)])
