@@ -13,8 +13,8 @@ from pyro_vae.likelihoods.in_float64 import InFloat64
 from pyro_vae.likelihoods.unit_interval import InsideModule, inside
 from pyro_vae.part import Shapes
 
-# Of both parameters: below, much of the mass would lie nearer to 0 or 1 than float32 can tell.
-LEAST = 0.1
+# Of both parameters: below, some of the mass would lie nearer to 1 than float32 can tell.
+LEAST = 0.5
 
 
 class Beta(Likelihood, name="beta"):
@@ -22,7 +22,7 @@ class Beta(Likelihood, name="beta"):
 
     x lies inside (0, 1); grey levels must be dequantized (`data.dequantize=uniform`), and the few
     that float32 rounds to 0 or 1 are moved to the nearest number inside. `most`: the largest c,
-    which a constant pixel would drive up without end. m c and (1 - m) c stay at or above 0.1.
+    which a constant pixel would drive up without end. m c and (1 - m) c stay at or above 1/2.
     """
 
     support = "inside"
@@ -45,8 +45,8 @@ class BetaModule(InsideModule):
         c = self.bounded(raw, math.log(2 * LEAST), math.log(self.most)).double().exp()
         m = raw_mean.double().sigmoid()
         # In float64: terms of c log c cancel.
-        pixels = BetaPixels((m * c).clamp_min(LEAST), ((1 - m) * c).clamp_min(LEAST))
-        return InFloat64(pixels, raw.dtype).to_event(self.event_dim)
+        pixels = dist.Beta((m * c).clamp_min(LEAST), ((1 - m) * c).clamp_min(LEAST))
+        return BetaPixels(pixels, raw.dtype).to_event(self.event_dim)
 
     def initial_output(self, x):
         mean = x.mean(0).clamp(0.01, 0.99)
@@ -56,8 +56,6 @@ class BetaModule(InsideModule):
         return torch.stack([mean.logit(), c.log()])
 
 
-class BetaPixels(dist.Beta):
+class BetaPixels(InFloat64):
     def log_prob(self, value):
-        if self._validate_args:
-            self._validate_sample(value)
         return super().log_prob(inside(value))

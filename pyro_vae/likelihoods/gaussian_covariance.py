@@ -124,15 +124,16 @@ class CorrelatedImage(TorchDistribution):
         return CorrelatedImage(loc, self.log_scale, self.factor, self.full, self.event_shape, mask)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        ratio = (value.flatten(-self.event_dim) - self.loc) * (-self.log_scale).exp()
+        deviation = value.flatten(-self.event_dim) - self.loc
         log_scale, factor = self.log_scale, self.factor
         if self.kept is None:
-            count = ratio.new_tensor(ratio.shape[-1])
+            count = deviation.new_tensor(deviation.shape[-1])
         else:
-            ratio = torch.where(self.kept, ratio, 0.0)
+            deviation = torch.where(self.kept, deviation, 0.0)
             log_scale = torch.where(self.kept, log_scale, 0.0)
             factor = torch.where(self.kept.unsqueeze(-1), factor, 0.0)
             count = self.kept.sum(-1)
+        ratio = deviation * (-log_scale).exp()
         square, log_det = (self._full if self.full else self._low_rank)(ratio, factor)
         return -0.5 * (square + log_det + math.log(2 * math.pi) * count) - log_scale.sum(-1)
 

@@ -28,7 +28,7 @@ class InFloat64(TorchDistribution):
         return self.inner.support
 
     def expand(self, batch_shape, _instance=None):
-        return InFloat64(self.inner.expand(batch_shape), self.dtype)
+        return type(self)(self.inner.expand(batch_shape), self.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.inner.log_prob(value.double()).to(self.dtype)

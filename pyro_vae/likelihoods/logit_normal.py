@@ -13,7 +13,7 @@ from pyro_vae.likelihoods.base import Likelihood, LikelihoodModule
 from pyro_vae.likelihoods.unit_interval import InsideModule, inside
 from pyro_vae.part import Shapes
 
-MOST = 3.0  # of log s: then half the mass lies nearer to 0 and 1 than e^-13
+MOST = 1.5  # of log s: beyond, some of the mass would lie nearer to 1 than float32 can tell
 POINTS = 64  # of the quadrature for the mean
 
 

@@ -33,7 +33,7 @@ class MarkedPixels(TorchDistribution):
 
     @constraints.dependent_property
     def support(self):
-        return _Marked(self)
+        return MarkedSupport(self.pixels.support, self.kept, self.event_dim, self.safe)
 
     def expand(self, batch_shape, _instance=None):
         pixels = self.pixels.expand(torch.Size(batch_shape) + self.event_shape)
@@ -52,16 +52,16 @@ class MarkedPixels(TorchDistribution):
         return self.pixels.mean.expand(self.batch_shape + self.event_shape)
 
 
-class _Marked(constraints.Constraint):
-    """The support of each marked pixel; anything where nothing is marked."""
+class MarkedSupport(constraints.Constraint):
+    """The support `each` of every marked value; anything where nothing is marked."""
 
-    def __init__(self, of: MarkedPixels):
-        self._of, self._each = of, of.pixels.support
-        self.is_discrete, self.event_dim = self._each.is_discrete, of.event_dim
+    def __init__(self, each, kept: Tensor, event_dim: int, safe: float):
+        self._each, self._kept, self._safe = each, kept, safe
+        self.is_discrete, self.event_dim = each.is_discrete, event_dim
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        inside = self._each.check(torch.where(self._of.kept, value, self._of.safe))
+        inside = self._each.check(torch.where(self._kept, value, self._safe))
         return inside.flatten(-self.event_dim).all(-1)
 
     def __repr__(self):

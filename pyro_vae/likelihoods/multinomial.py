@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.likelihoods.base import Likelihood, LikelihoodModule
+from pyro_vae.likelihoods.marked import MarkedSupport
 from pyro_vae.part import Shapes
 
 
@@ -66,6 +67,8 @@ class BagOfWords(TorchDistribution):
 
     @constraints.dependent_property(is_discrete=True)
     def support(self):
+        if self.kept is not None:
+            return MarkedSupport(constraints.nonnegative_integer, self.kept, self.event_dim, 0.0)
         return constraints.independent(constraints.nonnegative_integer, self.event_dim)
 
     def expand(self, batch_shape, _instance=None):
