@@ -17,7 +17,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.data.arrays import Arrays, dataset_from_arrays
-from pyro_vae.data.base import SPLITS, Data, check_fit
+from pyro_vae.data.base import SPLITS, Data, check_fit, likelihoods_for
 from pyro_vae.data.binarized_mnist import BinarizedMNIST
 from pyro_vae.data.digits import Digits
 from pyro_vae.data.roots import cache_root, data_root
@@ -285,6 +285,35 @@ def test_zeros_and_ones_are_binary_in_every_type(dtype):
     found = dataset_from_arrays(x)
     assert found.support == "binary"
     assert torch.equal(found.train, torch.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("array", "support"),
+    [
+        (np.arange(12).reshape(6, 2), "count"),
+        (np.arange(12, dtype=np.uint16).reshape(6, 2), "count"),
+        (np.arange(12).reshape(6, 2) - 1, "real"),
+        (np.arange(12.0).reshape(6, 2), "real"),
+        (np.linspace(0.1, 0.9, 12).reshape(6, 2), "inside"),
+        (np.linspace(0.0, 0.9, 12).reshape(6, 2), "unit"),
+        (np.linspace(0.1, 1.0, 12).reshape(6, 2), "unit"),
+        (np.linspace(0.1, 1.1, 12).reshape(6, 2), "real"),
+    ],
+)
+def test_kinds_of_values(array, support):
+    found = dataset_from_arrays(array, validation=2)
+    assert found.support == support
+    assert found.levels is None
+    fits = [name for name in pv.Likelihood.registry if name in likelihoods_for(support)]
+    assert "gaussian" in fits
+    assert ("poisson" in fits) == (support == "count")
+    assert ("beta" in fits) == (support == "inside")
+    assert ("continuous_bernoulli" in fits) == (support in ("inside", "unit"))
+
+
+def test_counts_are_held_as_they_are():
+    x = np.arange(12).reshape(6, 2)
+    assert torch.equal(dataset_from_arrays(x).train, torch.from_numpy(x).float())
 
 
 def test_arrays_from_python_with_labels():

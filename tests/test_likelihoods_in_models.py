@@ -56,8 +56,7 @@ def test_training_raises_the_bound_and_importance_finds_the_integral(name, field
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "fields"), [*VARIANTS, *WHOLE], ids=str)
-def test_the_compiled_engine_trains_as_the_eager_one(name, fields, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config, "fallback_random", True)
+def test_the_compiled_engine_trains_as_the_eager_one(name, fields):
     bounds = []
     for engine in ("eager", "compiled"):
         vae, x = vae_of(name, fields)

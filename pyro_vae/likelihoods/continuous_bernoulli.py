@@ -68,7 +68,7 @@ class ContinuousBernoulliPixels(TorchDistribution):
         """By the inverse of F(x) = (e^(l x) - 1) / (e^l - 1), for l < 0: l > 0 is its mirror."""
         with torch.no_grad():
             size = self.logits.abs().clamp_min(1e-6)  # below, uniform
-            u = torch.rand(self._extended_shape(sample_shape)).to(size)
+            u = torch.rand_like(size.expand(self._extended_shape(sample_shape)))
             x = (torch.log1p(u * torch.expm1(-size)) / -size).clamp(0, 1)
             return torch.where(self.logits > 0, 1 - x, x)
 
