@@ -146,6 +146,20 @@ def test_masks_and_outputs_of_several_shapes(name, fields):
     assert not draws[..., ~mask].any()
 
 
+@pytest.mark.parametrize(("name", "fields"), [*VARIANTS, WHOLE[0]], ids=str)
+def test_pictures_are_scored_as_their_pixels_in_a_row(name, fields):
+    (_, flat), (spec, picture) = (built(name, fields, data) for data in ((6,), (2, 3)))
+    outputs = outputs_of(spec, (2, 3), 5)
+    x, mask = some_data(name, (5, 2, 3)), torch.rand(5, 2, 3) < 0.5
+    p, q = picture(outputs), flat(outputs.flatten(-2))
+    assert p.event_shape == p.sample().shape[1:] == p.mean.shape[1:] == (2, 3)
+    torch.testing.assert_close(p.log_prob(x), q.log_prob(x.flatten(1)))
+    p, q = picture.marginal(p, mask), flat.marginal(q, mask.flatten(1))
+    assert p.event_shape == p.sample().shape[1:] == p.mean.shape[1:] == (2, 3)
+    torch.testing.assert_close(p.log_prob(x), q.log_prob(x.flatten(1)))
+    assert p.support.check(torch.where(mask, x, 0.0)).shape == (5,)
+
+
 # Extremes and traces ----------------------------------------------------------------------------
 
 

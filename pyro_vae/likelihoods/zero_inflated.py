@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import constraints
+from torch.nn.functional import logsigmoid
 
 from pyro_vae.likelihoods.base import Likelihood, LikelihoodModule
 from pyro_vae.likelihoods.counts import CountModule
@@ -36,8 +39,7 @@ class ZeroInflatedModule(CountModule):
 
     def pixels(self, outputs, log_exposure):
         gate, rest = self.channels(outputs)
-        counts = self.counts.pixels(rest, log_exposure)
-        return dist.ZeroInflatedDistribution(counts, gate_logits=gate.double())
+        return ZeroInflatedCounts(self.counts.pixels(rest, log_exposure), gate.double())
 
     def initialize(self, x):
         self.counts.initialize(x)
@@ -45,3 +47,35 @@ class ZeroInflatedModule(CountModule):
     def initial_output(self, x, exposure=None):
         zeros = (x == 0).float().mean(0).clamp(0.01, 0.99)
         return torch.stack([(0.5 * zeros).logit(), self.counts.initial_output(x, exposure)])
+
+
+class ZeroInflatedCounts(TorchDistribution):
+    """`counts` with probability 1 - sigmoid(`gate`), else 0.
+
+    Pyro's own cannot be expanded once it was drawn from, and scores by another formula then.
+    """
+
+    arg_constraints: ClassVar = {}
+    support = constraints.nonnegative_integer
+
+    def __init__(self, counts, gate: Tensor):
+        self.counts, self.gate = counts, gate
+        shape = torch.broadcast_shapes(counts.batch_shape, gate.shape)
+        super().__init__(shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return ZeroInflatedCounts(self.counts.expand(batch_shape), self.gate.expand(batch_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_prob = logsigmoid(-self.gate) + self.counts.log_prob(value)
+        zero = torch.logaddexp(logsigmoid(self.gate), log_prob)
+        return torch.where(value == 0, zero, log_prob)
+
+    def sample(self, sample_shape=()) -> Tensor:
+        with torch.no_grad():
+            drawn = self.counts.expand(self.batch_shape).sample(torch.Size(sample_shape))
+            return torch.where(torch.rand_like(drawn) < self.gate.sigmoid(), 0.0, drawn)
+
+    @property
+    def mean(self) -> Tensor:
+        return (-self.gate).sigmoid() * self.counts.mean
