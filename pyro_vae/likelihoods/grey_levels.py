@@ -44,7 +44,7 @@ class GreyLevels(TorchDistribution):
         return level * self.unit / self.top
 
     def expand(self, batch_shape, _instance=None):
-        new = type(self).__new__(type(self)) if _instance is None else _instance
+        new: GreyLevels = type(self).__new__(type(self)) if _instance is None else _instance
         for name in self.names:
             part = getattr(self, name)
             setattr(new, name, part.expand(torch.Size(batch_shape) + part.shape[-1:]))
