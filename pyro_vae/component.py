@@ -170,34 +170,49 @@ _UNDER_WAY: list[str] = []  # families whose schema is being written
 
 
 class OneOf:
-    """Annotation of a field that holds one member of a registry."""
+    """Annotation of a field that holds one member of a registry.
 
-    def __init__(self, registry: Registry):
-        self.registry = registry
+    `without`: names that do not fit there, such as that of the component whose field it is.
+    """
+
+    def __init__(self, registry: Registry, without: tuple[str, ...] = ()):
+        self.registry, self.without = registry, without
+
+    def _resolve(self, given: Any) -> BaseModel:
+        value = self.registry.resolve(given)
+        name = self.registry.name_of(value)
+        if name in self.without:
+            fits = [other for other in self.registry if other not in self.without]
+            raise SpecError(f"'{name}' does not fit here{nearest('', fits)}")
+        return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler):
         return core_schema.no_info_plain_validator_function(
-            self.registry.resolve,
+            self._resolve,
             serialization=core_schema.plain_serializer_function_ser_schema(self.registry.dump),
         )
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        choices: list[JsonSchemaValue] = [{"enum": list(self.registry), "type": "string"}]
+        members = {n: cls for n, cls in self.registry.items() if n not in self.without}
+        choices: list[JsonSchemaValue] = [{"enum": list(members), "type": "string"}]
         if self.registry.family in _UNDER_WAY:  # a member that holds another of its family
             nested = {"type": "object", "required": ["name"], "properties": {"name": choices[0]}}
             return {"anyOf": [*choices, nested], "title": self.registry.family}
         _UNDER_WAY.append(self.registry.family)
         try:
-            return self._whole_schema(choices, handler)
+            return self._whole_schema(members, choices, handler)
         finally:
             _UNDER_WAY.pop()
 
     def _whole_schema(
-        self, choices: list[JsonSchemaValue], handler: GetJsonSchemaHandler
+        self,
+        members: Mapping[str, Any],
+        choices: list[JsonSchemaValue],
+        handler: GetJsonSchemaHandler,
     ) -> JsonSchemaValue:
-        for name, cls in self.registry.items():
+        for name, cls in members.items():
             one = handler.resolve_ref_schema(handler(cls.__pydantic_core_schema__))
             properties = {
                 "name": {"const": name, "type": "string"},

@@ -104,6 +104,18 @@ def test_bits_per_dimension_are_on_the_scale_of_the_levels(tmp_path, capsys):
     assert 0 < summary["bits_per_dim"] < math.log2(17) + 1
 
 
+def test_bits_per_dimension_of_a_likelihood_of_levels(tmp_path, capsys):
+    request = ["data.binarize=none", "model.likelihood={name: discretized_logistic, levels: 17}"]
+    run = tmp_path / "run"
+    assert main(["train", "digits", *SMALL, *request, "--out", str(run)]) == 0
+    assert main(["evaluate", str(run), "--samples", "10", "--quiet"]) == 0
+    assert "upper bound, 0-16 scale" not in capsys.readouterr().out
+    summary = json.loads((run / "evaluation.json").read_text())
+    assert summary["bits_per_dim"] == pytest.approx(-summary["log_px"] / (64 * math.log(2)))
+    assert summary["bits_per_dim_kind"] == "code length of the discrete data"
+    assert not [said for said in summary["warnings"] if "noise" in said]
+
+
 def test_training_is_determined_by_its_seed_and_leaves_the_caller_alone(trained, tmp_path):
     torch.manual_seed(5)
     state = torch.get_rng_state()

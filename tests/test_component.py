@@ -406,7 +406,7 @@ import pyro_vae as pv
 assert not hasattr(pv.priors, "VampPrior")
 for prior in pv.Prior.registry:
     for guide in pv.Guide.registry:
-        for likelihood in pv.Likelihood.registry:
+        for likelihood in set(pv.Likelihood.registry) - {"mixed"}:  # mixed is of one row
             pv.VAE(data_shape=(4, 4), prior=prior, guide=guide, likelihood=likelihood).generate(2)
 print(*pv.Prior.registry, *pv.Guide.registry, *pv.Network.registry)
 try:

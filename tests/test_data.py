@@ -17,7 +17,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.data.arrays import Arrays, dataset_from_arrays
-from pyro_vae.data.base import SPLITS, Data, check_fit
+from pyro_vae.data.base import SPLITS, Data, check_fit, likelihoods_for
 from pyro_vae.data.binarized_mnist import BinarizedMNIST
 from pyro_vae.data.digits import Digits
 from pyro_vae.data.roots import cache_root, data_root
@@ -88,8 +88,9 @@ def test_digits_splits(grey):
     assert [len(grey.labels[split]) for split in SPLITS] == [1200, 200, 397]
     assert all(grey.split(split).dtype == torch.float32 for split in SPLITS)
     assert all(grey.labels[split].dtype == torch.int64 for split in SPLITS)
-    assert grey.support == "unit"
-    assert grey.levels is None
+    assert grey.support == "levels"
+    assert grey.levels == 17
+    assert not grey.dequantized
     assert grey.train_transform is None
 
 
@@ -181,7 +182,8 @@ def test_fixed_training_data(grey):
 def test_dequantized_digits(grey):
     found = Digits(binarize="none", dequantize="uniform").load()
     assert found.levels == 17
-    assert found.support == "real"
+    assert found.support == "inside"
+    assert found.dequantized
     train = found.train_transform(found.train)
     assert not torch.equal(train, found.train_transform(found.train))
     for x, levels in ((train, grey.train * 16), (found.test, grey.test * 16)):
@@ -240,7 +242,7 @@ def test_npz_with_splits_and_labels(in_tmp):
     assert torch.equal(found.train, torch.from_numpy(x[:10].astype(np.float32)))
     assert found.labels.keys() == {"test"}
     assert found.labels["test"].tolist() == list(range(7))
-    assert found.support == "unit"
+    assert found.support == "inside"
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors"])
@@ -266,7 +268,8 @@ def test_one_array_is_cut(in_tmp, suffix):
 def test_bytes_are_grey_levels():
     x = np.arange(512, dtype=np.uint8).reshape(2, 256).repeat(3, 0)
     assert torch.equal(dataset_from_arrays(x).train[0], torch.arange(256) / 255)
-    assert dataset_from_arrays(x).support == "unit"
+    assert dataset_from_arrays(x).support == "levels"
+    assert dataset_from_arrays(x).levels == 256
     found = dataset_from_arrays(x, dequantize="uniform")
     assert torch.equal(found.train[0], torch.arange(256) / 256)
     assert found.levels == 256
@@ -282,6 +285,35 @@ def test_zeros_and_ones_are_binary_in_every_type(dtype):
     found = dataset_from_arrays(x)
     assert found.support == "binary"
     assert torch.equal(found.train, torch.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("array", "support"),
+    [
+        (np.arange(12).reshape(6, 2), "count"),
+        (np.arange(12, dtype=np.uint16).reshape(6, 2), "count"),
+        (np.arange(12).reshape(6, 2) - 1, "real"),
+        (np.arange(12.0).reshape(6, 2), "real"),
+        (np.linspace(0.1, 0.9, 12).reshape(6, 2), "inside"),
+        (np.linspace(0.0, 0.9, 12).reshape(6, 2), "unit"),
+        (np.linspace(0.1, 1.0, 12).reshape(6, 2), "unit"),
+        (np.linspace(0.1, 1.1, 12).reshape(6, 2), "real"),
+    ],
+)
+def test_kinds_of_values(array, support):
+    found = dataset_from_arrays(array, validation=2)
+    assert found.support == support
+    assert found.levels is None
+    fits = [name for name in pv.Likelihood.registry if name in likelihoods_for(support)]
+    assert "gaussian" in fits
+    assert ("poisson" in fits) == (support == "count")
+    assert ("beta" in fits) == (support == "inside")
+    assert ("continuous_bernoulli" in fits) == (support in ("inside", "unit"))
+
+
+def test_counts_are_held_as_they_are():
+    x = np.arange(12).reshape(6, 2)
+    assert torch.equal(dataset_from_arrays(x).train, torch.from_numpy(x).float())
 
 
 def test_arrays_from_python_with_labels():
@@ -452,7 +484,7 @@ def test_real_fashion_mnist():
     found = FashionMNIST(train_size=1000).load()
     assert [len(getattr(found, split)) for split in SPLITS] == [1000, 0, 10000]
     assert found.levels == 256
-    assert found.support == "real"
+    assert found.support == "inside"
     assert abs(found.test.mean() * 256 - (0.286849 * 255 + 0.5)) < 0.01
 
 

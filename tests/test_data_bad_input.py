@@ -121,7 +121,7 @@ def test_grey_data_under_a_binary_likelihood():
     assert str(caught.value).endswith("with data.dequantize=uniform")
 
 
-def test_dequantized_data_under_a_binary_or_unit_likelihood():
+def test_dequantized_data_under_a_likelihood_of_binary_values_or_levels():
     found = Digits(binarize="none", dequantize="uniform").load()
     with says(
         DataError,
@@ -131,10 +131,80 @@ def test_dequantized_data_under_a_binary_or_unit_likelihood():
         check_fit(found, BINARY)
     with says(
         DataError,
-        "likelihood 'continuous_bernoulli' scores values in [0, 1], but data 'digits' has "
-        "dequantized real values; set data.dequantize=none, or model.likelihood=",
+        "likelihood 'categorical' scores grey levels, but data 'digits' has dequantized real "
+        "values; set data.dequantize=none, or model.likelihood=",
     ):
-        check_fit(found, UNIT)
+        check_fit(found, pv.likelihoods.Categorical(levels=17))
+    check_fit(found, UNIT)
+
+
+def test_likelihoods_of_levels_have_as_many_as_the_data():
+    grey = Digits(binarize="none").load()
+    check_fit(grey, pv.likelihoods.Categorical(levels=17))
+    for likelihood in (pv.likelihoods.Categorical(), pv.likelihoods.DiscretizedLogistic()):
+        with says(
+            DataError,
+            f"likelihood '{likelihood.name}' has 256 levels, but data 'digits' has 17; set "
+            "model.likelihood.levels=17",
+        ):
+            check_fit(grey, likelihood)
+
+
+def test_grey_levels_under_a_likelihood_of_values_inside():
+    with says(
+        DataError,
+        "likelihood 'beta' scores values inside (0, 1), but data 'digits' has grey values; set "
+        "data.dequantize=uniform, or model.likelihood=categorical or discretized_logistic, or",
+    ):
+        check_fit(Digits(binarize="none").load(), pv.likelihoods.Beta())
+
+
+def test_counts_are_integers():
+    counts = np.arange(12).reshape(6, 2)
+    poisson = pv.likelihoods.Poisson()
+    check_fit(dataset_from_arrays(counts), poisson)
+    with says(
+        DataError,
+        "likelihood 'poisson' scores counts 0, 1, 2, ..., but data 'arrays' has real values; set "
+        "integers in place of the floats that hold these counts, or model.likelihood=gaussian",
+    ):
+        check_fit(dataset_from_arrays(counts.astype(float)), poisson)
+    with says(DataError, "but data 'arrays' has real values; set model.likelihood=gaussian"):
+        check_fit(dataset_from_arrays(counts - 3), poisson)
+    with says(
+        DataError,
+        "likelihood 'categories' has 11 levels, but data 'arrays' has 12; set "
+        "model.likelihood.levels=12",
+    ):
+        check_fit(dataset_from_arrays(counts), pv.likelihoods.Categories(levels=11))
+    check_fit(dataset_from_arrays(counts), pv.likelihoods.Categories(levels=13))
+
+
+def test_columns_of_a_table_that_their_part_cannot_score():
+    rng = np.random.default_rng(0)
+    columns = rng.normal(size=6), rng.integers(0, 2, 6), rng.integers(0, 9, 6), rng.random(6)
+    table = dataset_from_arrays(np.stack(columns, 1))
+
+    def mixed(*names):
+        return pv.likelihoods.Mixed(parts=[{"likelihood": name} for name in names])
+
+    check_fit(table, mixed("student_t", "bernoulli", "poisson", "beta"))
+    codes = {"name": "categories", "levels": 9}
+    check_fit(table, mixed("gaussian", "bernoulli", codes, "continuous_bernoulli"))
+    with says(
+        DataError,
+        "likelihood 'mixed': part 3 ('bernoulli', columns 2 to 2) scores values in {0, 1}, but "
+        "'train' of data 'arrays' has ",
+    ) as caught:
+        check_fit(table, mixed("gaussian", "bernoulli", "bernoulli", "beta"))
+    assert str(caught.value).endswith(
+        "choices: gaussian, gaussian_covariance, laplace, multinomial, negative_binomial, poisson, "
+        "student_t, zero_inflated"
+    )
+    with says(DataError, "part 3 ('categories', columns 2 to 2) scores counts 0, 1, 2, ... of 3"):
+        check_fit(table, mixed("gaussian", "bernoulli", codes | {"levels": 3}, "beta"))
+    with says(DataError, "likelihood 'mixed' covers 2 columns, but a datum of 'arrays' has shape"):
+        check_fit(table, mixed("gaussian", "bernoulli"))
 
 
 def test_real_data_under_a_unit_likelihood():

@@ -103,6 +103,7 @@ class FakeData:
     """As much of a data set as `resolve` looks at."""
 
     name, support, labels, levels, shape = "fake", "unit", {}, None, (4, 4)
+    dequantized = False
     validation = torch.empty(0, 4, 4)
     train = torch.rand(10, 4, 4)
     train_transform = None

@@ -16,7 +16,11 @@ NETWORKS = [
     pv.networks.GatedMLP(hidden=(6,)),
     pv.networks.Linear(),
     pv.networks.Conv(channels=(3, 4), hidden=8),
+    pv.networks.GatedConv(channels=(3, 4), hidden=8),
+    pv.networks.ResNet(channels=(3, 4), hidden=8, blocks=1),
+    pv.networks.Counts(hidden=(6,)),
 ]
+CONVOLUTIONAL = [pv.networks.Conv, pv.networks.GatedConv, pv.networks.ResNet]
 
 
 def ids(network):
@@ -41,11 +45,12 @@ def test_leading_dimensions_equal_a_loop(network, in_shape, out_shape):
     assert net(x[:1].expand(4, 2, *in_shape)).shape == (4, 2, *out_shape)
 
 
+@pytest.mark.parametrize("kind", CONVOLUTIONAL)
 @pytest.mark.parametrize("size", [(7, 7), (9, 8), (28, 28), (28, 20), (2, 2)])
-@pytest.mark.parametrize("colours", [(), (3,)])
+@pytest.mark.parametrize("colours", [(), (1,), (3,)])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_conv_both_ways(size, colours, layers):
-    conv = pv.networks.Conv(channels=(2, 3, 4)[:layers], hidden=5)
+def test_pictures_both_ways(kind, size, colours, layers):
+    conv = kind(channels=(2, 3, 4)[:layers], hidden=5)
     image = (*colours, *size)
     halvings = math.ceil(math.log2(min(size)))
     if layers > halvings:
@@ -61,7 +66,8 @@ def test_conv_both_ways(size, colours, layers):
     pictures = decoder(torch.randn(3, 4))
     assert pictures.shape == (3, *image)
     # Every pixel depends on the latent, and the code on every pixel: nothing is cropped or padded.
-    smooth = pv.networks.Conv(channels=(4,) * layers, hidden=16, activation="tanh")
+    activation = {} if kind is pv.networks.GatedConv else {"activation": "tanh"}
+    smooth = kind(channels=(4,) * layers, hidden=16, **activation)
     decoder = smooth.make((4,), image)
     z = torch.randn(1, 4)
     assert (decoder(z) != decoder(z + 1)).all()
@@ -80,14 +86,72 @@ def test_conv_by_hand():
     torch.testing.assert_close(encoder(x), h @ last.weight.T + last.bias)
 
 
-def test_conv_refuses_what_is_no_picture():
+def test_gated_conv_by_hand():
+    net = pv.networks.GatedConv(channels=(2,), hidden=5).make((3, 4, 4), (6,))
+    gate, _, full, last = list(net.body)[1:]
+    x = torch.randn(2, 3, 4, 4)
+
+    def half(rows):
+        layer = gate.layer
+        return torch.conv2d(x, layer.weight[rows], layer.bias[rows], stride=2, padding=1)
+
+    h = half(slice(0, 2)) * half(slice(2, 4)).sigmoid()
+    torch.testing.assert_close(net(x), last(full(h.flatten(1))))
+
+
+def test_residual_blocks_begin_as_the_identity():
+    net = pv.networks.ResNet(channels=(2,), hidden=5, blocks=2, activation="elu")
+    net = net.make((3, 4, 4), (6,))
+    convolution, first, second, *rest = list(net.body)[1:]
+    x = torch.randn(2, 3, 4, 4)
+    h = torch.conv2d(x, convolution.weight, convolution.bias, stride=2, padding=1)
+    torch.testing.assert_close(second(first(h)), h)
+    expected = h
+    for block in (first, second):
+        for parameter in block.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+        _, inner, _, outer = block.layers
+        elu = torch.nn.functional.elu
+        expected = expected + outer(elu(inner(elu(expected))))
+    torch.testing.assert_close(second(first(h)), expected)
+    torch.testing.assert_close(net(x), nn.Sequential(*rest)(expected))
+
+
+def test_counts_are_seen_as_logs_and_as_shares():
+    net = pv.networks.Counts(hidden=(7,)).make((2, 3), (4,))
+    features, mlp = net.body
+    x = torch.tensor([[[0.0, 10, 90], [0, 0, 100]], [[0, 0, 0], [0, 0, 0]]])
+    flat = x.flatten(1)
+    shares = torch.stack([flat[0] / 200, torch.zeros(6)])
+    torch.testing.assert_close(features(x), torch.cat([flat.log1p(), shares], 1))
+    torch.testing.assert_close(net(x), mlp(features(x)))
+    assert features(-x).isfinite().all()
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=ids)
+def test_no_network_has_a_batch_norm(network):
+    """Its running means are part of no density, and make a datum's depend on the others'."""
+    for shapes in (((7, 6), (5,)), ((4,), (7, 6))):
+        modules = network.make(*shapes).modules()
+        assert not any("Norm" in type(module).__name__ for module in modules)
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONAL)
+def test_of_two_pictures_the_larger_is_the_picture(kind):
+    conv = kind(channels=(2,), hidden=5)
+    decoder, encoder = conv.make((3, 4), (8, 8)), conv.make((8, 8), (3, 4))
+    assert any(isinstance(module, nn.ConvTranspose2d) for module in decoder.modules())
+    assert not any(isinstance(module, nn.ConvTranspose2d) for module in encoder.modules())
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONAL)
+def test_conv_refuses_what_is_no_picture(kind):
     for data_shape in [(784,), (5,)]:
-        with pytest.raises(SpecError, match="pictures") as caught:
-            pv.VAE(data_shape=data_shape, encoder="conv")
-        assert str(data_shape) in str(caught.value)
-        with pytest.raises(SpecError, match="pictures") as caught:
-            pv.VAE(data_shape=data_shape, decoder="conv")
-        assert str(data_shape) in str(caught.value)
+        for part in ("encoder", "decoder"):
+            with pytest.raises(SpecError, match="pictures") as caught:
+                pv.VAE(data_shape=data_shape, **{part: kind.name})
+            assert str(data_shape) in str(caught.value)
+            assert f"'{kind.name}'" in str(caught.value)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -117,7 +181,7 @@ def test_gated_mlp_by_hand():
 @pytest.mark.parametrize("shapes", [((28, 28), (50,)), ((50,), (28, 28))])
 def test_biases_start_at_zero_and_weights_are_glorot(network, shapes):
     wide = {"hidden": (200,)} if "gated" in network.name else {"hidden": (200, 200)}
-    if network.name == "conv":
+    if type(network) in CONVOLUTIONAL:
         wide = {"channels": (32, 64), "hidden": 200}
     if network.name == "linear":
         wide = {}
@@ -127,12 +191,10 @@ def test_biases_start_at_zero_and_weights_are_glorot(network, shapes):
             continue
         assert not module.bias.any()
         weight = module.weight
+        if network.name == "resnet" and not weight.any():
+            continue  # a block begins as the identity
         fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
-        if (
-            isinstance(module, nn.Linear)
-            and network.name == "gated_mlp"
-            and module.bias.numel() == 400
-        ):
+        if isinstance(module, nn.Linear) and "gated" in network.name and module.bias.numel() == 400:
             expected = math.sqrt(2 / fan_in)  # He
         else:
             expected = math.sqrt(2 / (fan_in + fan_out))
@@ -151,7 +213,7 @@ def test_output_bias(network):
         if parameter.dim() > 1:
             parameter.data.zero_()  # what is left is the bias
     expected = value
-    if network.name == "conv":  # one bias per channel
+    if type(network) in CONVOLUTIONAL:  # one bias per channel
         expected = value.mean((1, 2), keepdim=True).expand(2, 6, 6)
     torch.testing.assert_close(net(torch.randn(3, 4)), expected.expand(3, 2, 6, 6))
 

@@ -21,6 +21,7 @@ from pyro_vae.app.overrides import split_request
 from pyro_vae.app.run import Run
 from pyro_vae.app.tables import say
 from pyro_vae.errors import DataError, RequestError
+from pyro_vae.likelihoods.base import SCORES
 
 
 def train_command(args: Namespace) -> None:
@@ -104,7 +105,7 @@ def compare_command(args: Namespace) -> None:
 def generate_command(args: Namespace) -> None:
     run = Run.open(args.run)
     vae, x = run.vae(), None
-    if vae.likelihood.support not in ("binary", "unit"):  # else the range is known without data
+    if vae.likelihood.support not in SCORES["unit"]:  # else the range is known without data
         with suppress(DataError):
             (x, *_), _ = _shown(run, None)
     _show(pictures.samples(vae, _target(run, args, "samples"), seed=args.seed, like=x))

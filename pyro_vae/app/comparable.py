@@ -34,12 +34,11 @@ def _refuse_other_measures(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
         ours, theirs = (each.spec.model.likelihood for each in (run, first))
-        if (ours.support == "binary") != (theirs.support == "binary"):
-            kinds = {True: "probabilities", False: "densities"}
+        if ours.measure != theirs.measure:
             raise RunError(
-                f"{run.path}: its {ours.name} likelihood gives the data "
-                f"{kinds[ours.support == 'binary']}, that of {first.path} ({theirs.name}) gives "
-                f"{kinds[theirs.support == 'binary']}; their log p(x) cannot be compared"
+                f"{run.path}: its {ours.name} likelihood gives the data {ours.measure}, that of "
+                f"{first.path} ({theirs.name}) gives {theirs.measure}; their log p(x) cannot be "
+                "compared"
             )
 
 

@@ -26,6 +26,7 @@ from pyro_vae.app.run import EVALUATION, SANDWICH, Run, RunFailed
 from pyro_vae.app.tables import say, show_table
 from pyro_vae.component import nearest
 from pyro_vae.data.base import Dataset
+from pyro_vae.data.bits import bits_per_dim
 from pyro_vae.errors import RequestError, SpecError
 from pyro_vae.vae import VAE
 
@@ -120,7 +121,7 @@ def evaluate(
         summary["evaluate"] = {k: v for k, v in asked.items() if k not in ("split", "num_data")}
     else:
         own = {"split": how.split, "data_fingerprint": batch_fingerprint(batch), "evaluate": asked}
-        summary |= {**own, **_bits(dataset, estimate), **beside}
+        summary |= {**own, **_bits(vae, dataset, estimate), **beside}
     run.write_evaluation(estimate.arrays(), summary, kind)
     return estimate, summary
 
@@ -216,21 +217,18 @@ def _units(units: inference.ActiveUnits) -> dict[str, Any]:
     }
 
 
-def _bits(dataset: Dataset, estimate: inference.Estimate) -> dict[str, Any]:
-    """Bits per dimension of 8-bit data to which uniform noise was added.
-
-    x = (byte + u) / levels, so log p(byte + u) = log p(x) - D log(levels). Jensen: its mean over u
-    is at most log P(byte), so these bits are an upper bound on the code length of the bytes.
-    """
-    if dataset.levels is None:
+def _bits(vae: VAE, dataset: Dataset, estimate: inference.Estimate) -> dict[str, Any]:
+    """Bits per dimension of grey levels, where log p(x) says something of their probability."""
+    discrete = vae.likelihood.support == "levels"
+    if dataset.levels is None or not (discrete or dataset.dequantized):
         return {}
     dims = math.prod(dataset.shape)
-    scale = dims * math.log(2)
-    bits = math.log2(dataset.levels) - estimate.mean / scale
+    levels = dataset.levels if dataset.dequantized else None
+    kind = "code length" if discrete else "upper bound on the code length"
     return {
-        "bits_per_dim": bits,
-        "bits_per_dim_std_error": estimate.test_std_error / scale,
-        "bits_per_dim_kind": "upper bound on the code length of the discrete data",
+        "bits_per_dim": bits_per_dim(estimate.mean, dims, levels),
+        "bits_per_dim_std_error": estimate.test_std_error / (dims * math.log(2)),
+        "bits_per_dim_kind": f"{kind} of the discrete data",
         "levels": dataset.levels,
     }
 
@@ -247,12 +245,13 @@ def _warnings(vae: VAE, dataset: Dataset, split: str, outputs: Tensor) -> list[s
     said = list(vae.likelihood.warnings(outputs))
     if split == "train":
         said.append("the weights were fitted to these data, so new data have a lower log p(x)")
-    if dataset.levels is not None:
+    if dataset.dequantized:
         said.append(
             "uniform noise makes log p(x) a lower bound on the log-probability of the discrete "
             "data, so the bits per dimension are an upper bound on their code length"
         )
-    if vae.likelihood.support == "real" and dataset.levels is None and dataset.support != "real":
+    noisy = dataset.dequantized or dataset.support in ("real", "count")
+    if vae.likelihood.support == "real" and not noisy:
         said.append(
             "the data lie in [0, 1] and got no noise; where they take few distinct values, a "
             "density can grow without limit as sigma falls, so compare log p(x) only between "
@@ -284,7 +283,8 @@ def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -
         text = f"+- {_number(summary['accuracy_std_error'])}, of {summary['accuracy_kind']}"
         rows.append(("accuracy", _number(summary["accuracy"], 4), text))
     if "bits_per_dim" in summary:
-        text = f"upper bound, 0-{summary['levels'] - 1} scale"
+        bound = "upper bound, " if "bound" in summary["bits_per_dim_kind"] else ""
+        text = f"{bound}0-{summary['levels'] - 1} scale"
         rows.append(("bits per dimension", _number(summary["bits_per_dim"], 3), text))
     if "khat_bad_share" in summary:
         share = summary["khat_bad_share"]

@@ -27,6 +27,8 @@ BROKEN = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.erro
 class ArrayData(GreyData):
     """Arrays from anywhere: float values, or uint8 grey levels 0 to 255 (or uint8 0 and 1).
 
+    Other integers that are not negative are counts.
+
     `validation` and `test` rows are held out of the training data by a permutation that never
     changes, where they are not given apart.
     """
@@ -39,6 +41,7 @@ class ArrayData(GreyData):
         """The data set of one array per split. `where` begins the error messages."""
         checked = _check_arrays(arrays, where)
         levels = _levels(checked)
+        integers = all(array.dtype.kind in "ui" for array in checked.values())
         if levels is None:
             checked = {split: _finite(array, split, where) for split, array in checked.items()}
         self._check_values(checked, levels, where)
@@ -47,9 +50,8 @@ class ArrayData(GreyData):
             split: Rows(array, known.get(split), STREAMS[split]) for split, array in checked.items()
         }
         self._check_counts(splits, where)
-        return self.dataset(
-            name, {**self.hold_out(name, splits.pop("train"), self.test), **splits}, levels
-        )
+        cut = {**self.hold_out(name, splits.pop("train"), self.test), **splits}
+        return self.dataset(name, cut, levels, integers)
 
     def _check_counts(self, splits: Mapping[str, Rows], where: str) -> None:
         for split in ("validation", "test"):

@@ -26,10 +26,11 @@ class Dataset:
     `train`, `validation` and `test` are float32 `[N, *shape]`; a split that does not exist has no
     rows. `labels` holds int64 `[N]` per split where they are known, -1 where one is missing;
     `masks` bool `[N, *shape]`, True where a value is known (others are 0), and `exposures` `[N]`,
-    where there are any. `support` says what values a
-    likelihood must score: `binary`, `unit` (in [0, 1]) or `real`. `train_transform`, if any,
-    gives a training batch its fresh randomness from torch's global generator. `levels` counts the
-    grey levels of dequantized data, x = (level + u) / levels.
+    where there are any. `support` says what values a likelihood must score: `binary`; `levels`
+    (grey levels as they are); `unit` (in [0, 1]); `inside` (in (0, 1), as dequantized levels are);
+    `count`; or `real`. `train_transform`, if any, gives a training batch its fresh randomness from
+    torch's global generator. `levels` counts grey levels: x = level / (levels - 1) as they are,
+    x = (level + u) / levels dequantized.
     """
 
     name: str
@@ -48,9 +49,18 @@ class Dataset:
         """The shape of one datum."""
         return tuple(self.train.shape[1:])
 
+    @property
+    def dequantized(self) -> bool:
+        """Are these grey levels with uniform noise?"""
+        return self.levels is not None and self.support == "inside"
+
+    def splits(self) -> list[str]:
+        """The names of the splits that have rows."""
+        return [split for split in SPLITS if len(getattr(self, split))]
+
     def split(self, name: str) -> Tensor:
         """The data of a split. Raises `RequestError` if there is no such split, or none in it."""
-        there = [split for split in SPLITS if len(getattr(self, split))]
+        there = self.splits()
         if name not in SPLITS:
             raise RequestError(f"no split is called '{name}'{nearest(name, there)}")
         if name not in there:
@@ -118,36 +128,124 @@ class Data(Component, family="data"):
 
 
 class Scoring(Protocol):
-    """What `check_fit` needs to know of a likelihood."""
+    """What `check_fit` needs to know of a likelihood: `levels`, too, where it has some."""
 
     name: str
     support: str
 
 
-VALUES = {"binary": "values in {0, 1}", "unit": "values in [0, 1]", "real": "real values"}
+VALUES = {
+    "binary": "values in {0, 1}",
+    "levels": "grey levels",
+    "unit": "values in [0, 1]",
+    "inside": "values inside (0, 1)",
+    "count": "counts 0, 1, 2, ...",
+    "real": "real values",
+}
 
 
 def check_fit(dataset: Dataset, likelihood: Scoring) -> None:
     """Refuse data that the likelihood cannot score. Raises `DataError` with the ways out."""
+    if hasattr(likelihood, "slices"):
+        _check_columns(dataset, likelihood)
+        return
     if dataset.support in SCORES.get(likelihood.support, (likelihood.support,)):
+        _check_levels(dataset, likelihood)
         return
     scored = VALUES.get(likelihood.support, f"{likelihood.support} values")
     held = VALUES.get(dataset.support, f"{dataset.support} values")
-    outs = [f"model.likelihood={name}" for name in likelihoods_for(dataset.support)]
-    if dataset.support == "unit":
-        held = "grey values"
-        outs = [f"model.likelihood={name}" for name in likelihoods_for("real")]
-        outs = [f"{' or '.join(outs)} with data.dequantize=uniform"] if outs else []
-        outs.insert(0, "data.binarize=dynamic (or threshold, fixed)")
-    elif dataset.levels is not None:
+    plain, noisy, outs = likelihoods_for(dataset.support), [], []
+    if dataset.dequantized:
         held = "dequantized real values"
         binary = " and data.binarize=dynamic" if likelihood.support == "binary" else ""
-        outs.insert(0, f"data.dequantize=none{binary}")
+        if binary or likelihood.support == "levels":
+            outs.append(f"data.dequantize=none{binary}")
+    elif dataset.support in ("levels", "unit"):
+        held = "grey values"
+        if likelihood.support == "binary":
+            outs.append("data.binarize=dynamic (or threshold, fixed)")
+        if dataset.levels is not None:  # a density of few distinct values can grow without limit
+            noisy = likelihoods_for("inside")
+            plain = [name for name in plain if name not in noisy]
+        if likelihood.name in noisy:
+            outs.append("data.dequantize=uniform")
+    elif likelihood.support == "count" and _whole(dataset.train):
+        outs.append("integers in place of the floats that hold these counts")
+    outs += [f"model.likelihood={' or '.join(plain)}"] if plain else []
+    outs += [f"model.likelihood={' or '.join(noisy)} with data.dequantize=uniform"] if noisy else []
     ways = f"; set {', or '.join(outs)}" if outs else ""
     raise DataError(
         f"likelihood '{likelihood.name}' scores {scored}, but data '{dataset.name}' has {held}"
         f"{ways}"
     )
+
+
+def _check_levels(dataset: Dataset, likelihood: Any) -> None:
+    """A likelihood of grey levels has as many as the data; one of codes, no fewer."""
+    levels = getattr(likelihood, "levels", None)
+    if levels is None:
+        return
+    held = dataset.levels
+    if likelihood.support == "count":
+        held = max(int(x.max()) for x in map(dataset.split, dataset.splits())) + 1
+    if held is None or levels == held or (likelihood.support == "count" and levels > held):
+        return
+    raise DataError(
+        f"likelihood '{likelihood.name}' has {levels} levels, but data '{dataset.name}' has "
+        f"{held}; set model.likelihood.levels={held}"
+    )
+
+
+def _check_columns(dataset: Dataset, likelihood: Any) -> None:
+    """Each part of a table's likelihood can score what its columns hold."""
+    slices = likelihood.slices()
+    if dataset.shape != (slices[-1][1].stop,):
+        raise DataError(
+            f"likelihood '{likelihood.name}' covers {slices[-1][1].stop} columns, but a datum of "
+            f"'{dataset.name}' has shape {dataset.shape}; give each column its part"
+        )
+    known: Mapping[str, Any] = Likelihood.registry
+    for number, (part, columns) in enumerate(slices, 1):
+        for split in dataset.splits():
+            x = dataset.split(split)[:, columns]
+            wrong = ~inside(x, part)
+            if not bool(wrong.any()):
+                continue
+            fits = [
+                name
+                for name, cls in known.items()
+                if cls.support in SCORES
+                and "levels" not in cls.model_fields
+                and inside(x, cls).all()
+            ]
+            row, column = (int(i) for i in wrong.nonzero()[0])
+            levels = f" of {part.levels} levels" if hasattr(part, "levels") else ""
+            raise DataError(
+                f"likelihood '{likelihood.name}': part {number} ('{part.name}', columns "
+                f"{columns.start} to {columns.stop - 1}) scores {VALUES[part.support]}{levels}, "
+                f"but '{split}' of data '{dataset.name}' has {float(x[row, column]):g} in row "
+                f"{row}, column {columns.start + column}; choices: {', '.join(fits)}"
+            )
+
+
+def inside(x: Tensor, likelihood: Any) -> Tensor:
+    """Which values of x a likelihood of this support (and its `levels`) can score."""
+    top = getattr(likelihood, "levels", 0) - 1
+    if likelihood.support == "binary":
+        return (x == 0) | (x == 1)
+    if likelihood.support == "count":
+        return (x >= 0) & (x == x.round()) & ((x <= top) if top > 0 else True)
+    if likelihood.support == "levels":
+        return (x >= 0) & (x <= 1) & ((x * top - (x * top).round()).abs() < 1e-3)
+    if likelihood.support == "unit":
+        return (x >= 0) & (x <= 1)
+    if likelihood.support == "inside":
+        return (x > 0) & (x < 1)
+    return x.isfinite()
+
+
+def _whole(x: Tensor) -> bool:
+    return bool(((x >= 0) & (x == x.round())).all())
 
 
 def likelihoods_for(support: str) -> list[str]:

@@ -55,10 +55,17 @@ class GreyData(Data):
         held_test, validation, train = whole.hold_out(test, self.validation)
         return {"train": train, "validation": validation, "test": held_test}
 
-    def dataset(self, name: str, splits: Mapping[str, Rows], levels: int | None = None) -> Dataset:
+    def dataset(
+        self,
+        name: str,
+        splits: Mapping[str, Rows],
+        levels: int | None = None,
+        integers: bool = False,
+    ) -> Dataset:
         """The data set of these splits, whose values are grey `levels` 0, 1, ... or lie in [0, 1].
 
-        Without `levels`, `binarize` and `dequantize`, values may lie anywhere.
+        Without `levels`, `binarize` and `dequantize`, values may lie anywhere; `integers` that are
+        not negative are counts.
         """
         dequantized = self.dequantize != "none"
         if dequantized and levels is None:
@@ -79,9 +86,9 @@ class GreyData(Data):
             name=name,
             **{split: tensors.get(split, empty) for split in SPLITS},
             labels=labels,
-            support=self._support(tensors, levels),
+            support=self._support(tensors, levels, integers),
             train_transform=draw_binary if self.binarize == "dynamic" else transform,
-            levels=levels if dequantized else None,
+            levels=levels if self.binarize == "none" else None,
         )
 
     def _values(self, rows: Rows, levels: int | None, fresh: bool) -> np.ndarray:
@@ -97,17 +104,22 @@ class GreyData(Data):
             return (rows.uniforms(self.binarization_seed) < x).astype(np.float32)
         return x
 
-    def _support(self, tensors: Mapping[str, Tensor], levels: int | None) -> str:
+    def _support(self, tensors: Mapping[str, Tensor], levels: int | None, integers: bool) -> str:
         if self.binarize != "none":
             return "binary"
         if self.dequantize != "none":
-            return "real"
+            return "inside"
         if levels is not None:
-            return "unit"
+            return "levels"
         if all(bool(((x == 0) | (x == 1)).all()) for x in tensors.values()):
             return "binary"
-        inside = all(bool((x >= 0).all() and (x <= 1).all()) for x in tensors.values())
-        return "unit" if inside else "real"
+        low = min(float(x.min()) for x in tensors.values())
+        high = max(float(x.max()) for x in tensors.values())
+        if integers and low >= 0:
+            return "count"
+        if low > 0 and high < 1:
+            return "inside"
+        return "unit" if low >= 0 and high <= 1 else "real"
 
 
 def draw_binary(x: Tensor) -> Tensor:

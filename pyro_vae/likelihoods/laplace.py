@@ -21,4 +21,7 @@ class Laplace(LocationScale, name="laplace"):
 
 class LaplaceModule(LocationScaleModule):
     def density(self, loc, log_scale):
-        return dist.Laplace(loc, log_scale.exp()).to_event(len(self.shapes.data))
+        return dist.Laplace(loc, log_scale.exp()).to_event(self.event_dim)
+
+    def spread(self, deviation, dim):
+        return deviation.abs().mean(dim)

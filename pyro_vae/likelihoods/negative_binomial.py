@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from pyro_vae.likelihoods.base import Likelihood, LikelihoodModule
-from pyro_vae.likelihoods.poisson import MOST
+from pyro_vae.likelihoods.counts import CountModule
 from pyro_vae.part import Shapes
+
+MOST = 10.0  # of |log t|
 
 
 class NegativeBinomial(Likelihood, name="negative_binomial"):
@@ -19,28 +21,22 @@ class NegativeBinomial(Likelihood, name="negative_binomial"):
     """
 
     support = "count"
+    takes_exposure = True
 
     def build(self, shapes: Shapes) -> LikelihoodModule:
         return NegativeBinomialModule(shapes)
 
 
-class NegativeBinomialModule(LikelihoodModule):
-    support = "count"
-
+class NegativeBinomialModule(CountModule):
     def __init__(self, shapes: Shapes):
         super().__init__(shapes)
         self.log_shape = nn.Parameter(torch.zeros(shapes.data))
 
-    def forward(self, outputs):
-        outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))  # under autocast
-        log_mean = outputs.clamp(-MOST, MOST)
-        log_shape = self.log_shape.clamp(-10.0, 10.0).to(outputs)
-        # log odds of one more count: log m - log t
-        pixels = dist.NegativeBinomial(log_shape.exp(), logits=log_mean - log_shape)
-        return pixels.to_event(len(self.shapes.data))
-
-    def initial_output(self, x):
-        return x.float().mean(0).clamp_min(1e-3).log()
+    def pixels(self, outputs, log_exposure):
+        log_shape = self.bounded(self.log_shape, -MOST, MOST).double()
+        # The log odds of one more count are log e m - log t.
+        log_odds = self.log_rate(outputs, log_exposure) - log_shape
+        return dist.NegativeBinomial(log_shape.exp(), logits=log_odds)
 
     @torch.no_grad()
     def initialize(self, x):

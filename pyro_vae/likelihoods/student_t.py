@@ -10,19 +10,21 @@ from pydantic import Field
 from torch import nn
 
 from pyro_vae.likelihoods.base import LikelihoodModule
+from pyro_vae.likelihoods.in_float64 import InFloat64
 from pyro_vae.likelihoods.location_scale import LocationScale, LocationScaleModule
 from pyro_vae.part import Shapes
 
-FEWEST = 1.0  # degrees of freedom: a Cauchy's, below which little is left to tell
+FEWEST = 1.0  # degrees of freedom: a Cauchy's, which has no mean
+MOST = 1e4  # degrees of freedom: a Gaussian's, up to 1e-4 nats a pixel
 
 
 class StudentT(LocationScale, name="student_t"):
     """p(x|z) = prod_d t_nu(x_d; loc_d, s_d), s is `sigma` of `LocationScale` (arXiv:1901.08096).
 
-    `degrees` is nu, or where it starts if `learn_degrees`; learned ones stay above 1.
+    `degrees` is nu, or where it starts if `learn_degrees`: one number, learned between 1 and 10^4.
     """
 
-    degrees: float = Field(default=5.0, gt=FEWEST)
+    degrees: float = Field(default=5.0, gt=FEWEST, lt=MOST)
     learn_degrees: bool = False
 
     def build(self, shapes: Shapes) -> LikelihoodModule:
@@ -40,8 +42,11 @@ class StudentTModule(LocationScaleModule):
 
     @property
     def degrees(self):
-        return self.log_degrees.exp() + FEWEST
+        """nu, float64."""
+        raw = self.bounded(self.log_degrees, -5.0, math.log(MOST))
+        return raw.double().exp() + FEWEST
 
     def density(self, loc, log_scale):
-        degrees = self.degrees.to(loc)
-        return dist.StudentT(degrees, loc, log_scale.exp()).to_event(len(self.shapes.data))
+        # In float64: log Gamma((nu + 1) / 2) - log Gamma(nu / 2) cancels.
+        pixels = dist.StudentT(self.degrees, loc.double(), log_scale.double().exp())
+        return InFloat64(pixels, loc.dtype).to_event(self.event_dim)

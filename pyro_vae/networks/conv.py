@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from pyro_vae.networks.base import ACTIVATIONS, Activation, dense
 from pyro_vae.networks.convolutional import Convolutional, halved
 
@@ -14,10 +12,10 @@ class Conv(Convolutional, name="conv"):
     activation: Activation = "relu"
 
     def down(self, num_inputs, num_outputs):
-        return nn.Sequential(halved(num_inputs, num_outputs), ACTIVATIONS[self.activation]())
+        return [halved(num_inputs, num_outputs), ACTIVATIONS[self.activation]()]
 
-    def up(self, num_inputs, num_outputs):
-        return ACTIVATIONS[self.activation]()
+    def up(self, width):
+        return [ACTIVATIONS[self.activation]()]
 
     def full(self, num_inputs, num_outputs):
-        return nn.Sequential(dense(num_inputs, num_outputs), ACTIVATIONS[self.activation]())
+        return [dense(num_inputs, num_outputs), ACTIVATIONS[self.activation]()]

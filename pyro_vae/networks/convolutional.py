@@ -18,29 +18,31 @@ class Convolutional(Network):
     """Layers that halve the picture, then dense ones; or the mirror image (decoder).
 
     A picture comes in as `[height, width]` or `[channels, height, width]`; an encoder has pictures
-    at its input, a decoder at its output. A subclass writes `down`, `up` and `full`.
+    at its input, a decoder at its output (of two that could be one, the larger is). A subclass
+    writes `down`, `up` and `full`, each a list of layers.
     """
 
     channels: tuple[PositiveInt, ...] = Field(default=(32, 64), min_length=1)
     hidden: PositiveInt = 256
     role: Literal["auto", "encoder", "decoder"] = "auto"
 
-    def down(self, num_inputs: int, num_outputs: int) -> nn.Module:
+    def down(self, num_inputs: int, num_outputs: int) -> list[nn.Module]:
         """Half the picture, with its nonlinearity."""
         raise NotImplementedError(f"{type(self).__name__} must write down(num_inputs, num_outputs)")
 
-    def up(self, num_inputs: int, num_outputs: int) -> nn.Module:
-        """A nonlinear layer of the picture as it is, before it is doubled by `doubled`."""
-        raise NotImplementedError(f"{type(self).__name__} must write up(num_inputs, num_outputs)")
+    def up(self, width: int) -> list[nn.Module]:
+        """What comes before a picture of `width` channels is doubled, with a nonlinearity."""
+        raise NotImplementedError(f"{type(self).__name__} must write up(width)")
 
-    def full(self, num_inputs: int, num_outputs: int) -> nn.Module:
+    def full(self, num_inputs: int, num_outputs: int) -> list[nn.Module]:
         """A dense layer with its nonlinearity."""
         raise NotImplementedError(f"{type(self).__name__} must write full(num_inputs, num_outputs)")
 
     def build(self, in_shape, out_shape) -> nn.Module:
         role = self.role
         if role == "auto":
-            role = "encoder" if len(in_shape) >= 2 else "decoder"
+            larger = len(out_shape) < 2 or math.prod(in_shape) > math.prod(out_shape)
+            role = "encoder" if len(in_shape) >= 2 and larger else "decoder"
         picture = in_shape if role == "encoder" else out_shape
         if len(picture) < 2:
             raise SpecError(
@@ -63,19 +65,19 @@ class Convolutional(Network):
     def _encoder(self, image, sizes, num_outputs: int) -> nn.Module:
         widths = [image[0], *self.channels]
         layers: list[nn.Module] = [Picture(image)]
-        layers += [self.down(widths[i], widths[i + 1]) for i in range(len(self.channels))]
+        for i in range(len(self.channels)):
+            layers += self.down(widths[i], widths[i + 1])
         flat = widths[-1] * math.prod(sizes[-1])
-        layers += [nn.Flatten(), self.full(flat, self.hidden)]
+        layers += [nn.Flatten(), *self.full(flat, self.hidden)]
         return nn.Sequential(*layers, dense(self.hidden, num_outputs))
 
     def _decoder(self, num_inputs: int, image, sizes) -> nn.Module:
         widths = [image[0], *self.channels]
         start = (widths[-1], *sizes[-1])
-        layers: list[nn.Module] = [nn.Flatten(), self.full(num_inputs, self.hidden)]
+        layers: list[nn.Module] = [nn.Flatten(), *self.full(num_inputs, self.hidden)]
         layers += [dense(self.hidden, math.prod(start)), Picture(start)]
         for i in reversed(range(len(self.channels))):
-            layers += [self.up(widths[i + 1], widths[i + 1])]
-            layers += [doubled(widths[i + 1], widths[i], sizes[i])]
+            layers += [*self.up(widths[i + 1]), doubled(widths[i + 1], widths[i], sizes[i])]
         return nn.Sequential(*layers)
 
 

@@ -22,13 +22,13 @@ class Gate(nn.Module):
 
 
 class GatedConv(Convolutional, name="gated_conv"):
-    """Convolutions h = (A * x + a) sigmoid(B * x + b) (arXiv:1705.07120), else as `conv`."""
+    """As `conv`, of layers h = (A * x + a) sigmoid(B * x + b) (arXiv:1705.07120, 1803.05649)."""
 
     def down(self, num_inputs, num_outputs):
-        return Gate(halved(num_inputs, 2 * num_outputs))
+        return [Gate(halved(num_inputs, 2 * num_outputs))]
 
-    def up(self, num_inputs, num_outputs):
-        return Gate(glorot(nn.Conv2d(num_inputs, 2 * num_outputs, 3, padding=1)))
+    def up(self, width):
+        return [Gate(glorot(nn.Conv2d(width, 2 * width, 3, padding=1)))]
 
     def full(self, num_inputs, num_outputs):
-        return GatedDense(num_inputs, num_outputs)
+        return [GatedDense(num_inputs, num_outputs)]

@@ -34,13 +34,14 @@ class ResNet(Convolutional, name="resnet"):
     activation: Activation = "elu"
 
     def down(self, num_inputs, num_outputs):
-        return nn.Sequential(halved(num_inputs, num_outputs), *self._blocks(num_outputs))
+        return [halved(num_inputs, num_outputs), *self._blocks(num_outputs)]
 
-    def up(self, num_inputs, num_outputs):
-        return nn.Sequential(*self._blocks(num_inputs), ACTIVATIONS[self.activation]())
+    def up(self, width):
+        return [*self._blocks(width), ACTIVATIONS[self.activation]()]
 
     def full(self, num_inputs, num_outputs):
-        return nn.Sequential(dense(num_inputs, num_outputs), ACTIVATIONS[self.activation]())
+        f = ACTIVATIONS[self.activation]
+        return [f(), dense(num_inputs, num_outputs), f()]
 
     def _blocks(self, width: int) -> list[nn.Module]:
         return [Block(width, self.activation) for _ in range(self.blocks)]

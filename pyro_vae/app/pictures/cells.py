@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
 from pyro_vae.app.pictures.page import minus
+from pyro_vae.likelihoods.base import SCORES
 from pyro_vae.vae import VAE
 
 CELL = 64  # about how many pixels of the file one datum is wide
@@ -46,7 +47,7 @@ class Look:
             unit = bool(((x >= 0) & (x <= 1)).all())
         else:
             unit = low > -0.2 and 0.5 < high < 1.2
-        if unit or vae.likelihood.support in ("binary", "unit"):
+        if unit or vae.likelihood.support in SCORES["unit"]:
             low, high = 0.0, 1.0
         elif high <= low:
             high = low + 1.0
