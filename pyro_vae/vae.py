@@ -55,6 +55,8 @@ class VAESpec(Value):
             offers = {
                 "sequential": "offers that density only one dimension at a time",
                 "own samples": "knows its density only at its own samples",
+                "given the prior": "needs the prior itself for that density",
+                "joint": "knows its density only together with an auxiliary latent's",
             }[self.guide.density]
             raise ValueError(
                 f"prior '{self.prior.name}' evaluates q(z|u) at any z, but guide "
@@ -115,8 +117,10 @@ class VAE(nn.Module):
         for name in ("prior", "decoder", "likelihood"):
             pyro.module(name, getattr(self, name))
         with pyro.plate("data", self._batch_size(x), dim=-1):
-            z = self.prior(y)
-            return pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            z = self.prior.for_data(x)(y)
+            x = pyro.sample("x", self.likelihood(self.decoder(z)), obs=x)
+            self.guide_module.widen_model(x, z)
+            return x
 
     def guide(self, x: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """q(z|x). `x [batch, *data_shape]`."""

@@ -12,14 +12,15 @@ from pyro_vae.component import Component
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Part, Shapes
 
-Density = Literal["anywhere", "sequential", "own samples"]
+Density = Literal["anywhere", "sequential", "own samples", "given the prior", "joint"]
 
 
 class Guide(Component, family="guide"):
     """q(z|x). A subclass holds the fields and builds a `GuideModule` around the encoder.
 
     `density` says where log q(z|x) can be evaluated: `anywhere`, `sequential` (one dimension at a
-    time: slow), or only at the guide's `own samples`.
+    time: slow), only at the guide's `own samples`, anywhere `given the prior` (which therefore
+    cannot be made of it), or only as `joint` density with an auxiliary latent.
     """
 
     support: ClassVar[str] = "real"
@@ -56,6 +57,12 @@ class GuideModule(Part):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         return pyro.sample("z", self.distribution(self.encode(x, y)))
+
+    def widen_model(self, x: Tensor, z: Tensor) -> None:
+        """Sample statements that the guide adds to the model, of densities normalized given x, z.
+
+        They leave p(x, z) as it is. Called after x is drawn.
+        """
 
 
 # Bounds of log scale: exp stays a positive finite float32 and posteriors no narrower than 1e-4.

@@ -41,5 +41,9 @@ class PriorModule(Part):
         """p(z), with `event_shape` equal to the latent's shape."""
         raise NotImplementedError(f"{type(self).__name__} must write distribution(y)")
 
+    def for_data(self, x: Tensor | None) -> PriorModule:
+        """The prior that data `x [N, *data]` are trained under; the same one for all by default."""
+        return self
+
     def forward(self, y: Tensor | None = None) -> Tensor:
         return pyro.sample("z", self.distribution(y))
