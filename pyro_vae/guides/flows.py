@@ -12,6 +12,9 @@ from pyro_vae.guides.base import GuideModule, positive
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
 
+# The share of what keeps a step invertible that is used, so that no log-determinant is infinite.
+SHARE = 0.999
+
 
 class OwnSamplesModule(GuideModule):
     """z_0 ~ N(m(x), diag s(x)^2), then `depth` steps whose numbers are of x.

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 
 from pyro_vae.bijection import Bijection
 from pyro_vae.guides.base import Guide, GuideModule
-from pyro_vae.guides.flows import OwnSamplesModule
+from pyro_vae.guides.flows import SHARE, OwnSamplesModule
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
 
@@ -44,7 +44,7 @@ class PlanarStep(Bijection):
         super().__init__()
         wu = (w * u).sum(-1, keepdim=True)
         # Above -1. Unlike the paper's it is 0 at 0, so that small numbers make a small step.
-        wanted = softplus(wu + math.log(math.expm1(1))) - 1
+        wanted = SHARE * (softplus(wu + math.log(math.expm1(1))) - 1)
         tiny = torch.finfo(w.dtype).tiny  # u stays where w is 0
         self.u = u + (wanted - wu) * w / (w.square().sum(-1, keepdim=True) + tiny)
         self.w, self.b, self.wu = w, b, wanted

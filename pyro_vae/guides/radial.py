@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 
 from pyro_vae.bijection import Bijection
 from pyro_vae.guides.base import Guide, GuideModule
-from pyro_vae.guides.flows import OwnSamplesModule
+from pyro_vae.guides.flows import SHARE, OwnSamplesModule
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
 
@@ -35,13 +35,13 @@ class RadialModule(OwnSamplesModule):
 
 
 class RadialStep(Bijection):
-    """One step about `center [..., L]`; a = softplus(`raw_a`), b = softplus(`raw_b`) - a."""
+    """One step about `center [..., L]`; a = softplus(`raw_a`), b about softplus(`raw_b`) - a."""
 
     def __init__(self, center: Tensor, raw_a: Tensor, raw_b: Tensor):
         super().__init__()
         self.center = center
         self.a = softplus(raw_a)
-        self.b = softplus(raw_b) - self.a
+        self.b = SHARE * (softplus(raw_b) - self.a)
 
     def forth(self, x):
         away = x - self.center

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.bijection import Bijection
 from pyro_vae.errors import SpecError
 from pyro_vae.guides.base import Guide, GuideModule
-from pyro_vae.guides.flows import OwnSamplesModule
+from pyro_vae.guides.flows import SHARE, OwnSamplesModule
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
 
@@ -50,7 +50,7 @@ class SylvesterModule(OwnSamplesModule):
     def step(self, numbers):
         square, diagonal, bias, mirrors = numbers.split(self.parts, -1)
         square = square.unflatten(-1, (self.units, self.units))
-        r = square.triu(1) + torch.diag_embed(square.diagonal(dim1=-2, dim2=-1).tanh())
+        r = square.triu(1) + torch.diag_embed(SHARE * square.diagonal(dim1=-2, dim2=-1).tanh())
         s = square.tril(-1).mT + torch.diag_embed(diagonal.tanh())
         mirrors = mirrors.unflatten(-1, (self.reflections, self.shapes.latent_dim))
         return SylvesterStep(orthonormal(mirrors, self.units), r, s, bias)
