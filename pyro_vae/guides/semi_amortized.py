@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -17,19 +17,19 @@ from pyro_vae.part import Shapes
 class SemiAmortized(Guide, name="semi_amortized"):
     """q(z|x) = N(m_k, diag s_k^2), k = `steps` natural-gradient steps from the encoder's m_0, s_0.
 
-        s^-2 <- (1 - r) s^-2 + r A,   m <- m + r s^2 dF/dm,   A = s^-2 (1 - dF/d log s),
+        s^-2 <- (1 - r) s^-2 + r A,   m <- m + r s^2 dF/dm,   A = s^-2 (1 - dF/d log s) or 0,
         F = E_q[log p(x|z) + log p(z)] - E_q[log q(z)]
 
-    F is the mean over `pairs` of points m + s e and m - s e with fixed random signs e, so that q is
-    a function of x. The rate r of each step is learned and begins at `rate`; training goes through
-    the steps (arXiv:1802.02550, arXiv:1807.09356; natural gradients: arXiv:1703.04265). Where
-    dF/d log s > 0 the log of the first update is taken to first order, which keeps s^-2 positive.
+    F is the mean over points m + s e and m - s e for `pairs` fixed sign vectors e, so that q is a
+    function of x; of a quadratic it is exact with as many pairs as latents. A, the larger of the
+    two, keeps scales finite. The rate r of each step is learned, from `rate` on, and training goes
+    through the steps (arXiv:1802.02550, arXiv:1807.09356; natural gradients: arXiv:1703.04265).
     """
 
     density = "given the prior"
     steps: PositiveInt = 2
     rate: float = Field(default=0.2, gt=0, lt=1)
-    pairs: PositiveInt = 1
+    pairs: Literal[1, 2, 4, 8, 16, 32] = 2
 
     def build(self, shapes: Shapes, encoder: Network) -> GuideModule:
         return SemiAmortizedModule(shapes, encoder, self)
@@ -40,39 +40,36 @@ class SemiAmortizedModule(MeanFieldModule):
     vae: Any
 
     def __init__(self, shapes: Shapes, encoder: Network, spec: SemiAmortized):
-        dim = shapes.latent_dim
-        super().__init__(shapes, encoder, 2 * dim)
+        super().__init__(shapes, encoder, 2 * shapes.latent_dim)
         start = torch.logit(torch.tensor(spec.rate))
         self.raw_rate = nn.Parameter(start.repeat(spec.steps))
-        signs = torch.randint(2, (spec.pairs, dim)) * 2.0 - 1.0
-        self.register_buffer("signs", torch.cat([signs, -signs]))
+        signs = orthogonal_signs(spec.pairs)[:, torch.arange(shapes.latent_dim) % spec.pairs]
+        self.register_buffer("signs", torch.cat([signs, -signs]), persistent=False)
 
     def bind(self, vae) -> None:
         self.refer("vae", vae)
 
     def encode(self, x, y=None):
         loc, raw = self.encoder(x).chunk(2, -1)
-        loc, log_scale = self.refine(loc, positive(raw).log(), x, y)
+        loc, log_scale = self.refine(loc, positive(raw).log(), x, y).chunk(2, -1)
         return loc, positive(log_scale)
 
-    def refine(
-        self, loc: Tensor, log_scale: Tensor, x: Tensor, y: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """m_k and log s_k `[..., L]`, differentiable where gradients are wanted."""
+    def refine(self, loc: Tensor, log_scale: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """m_k and log s_k `[..., 2 L]`, differentiable where gradients are wanted."""
         wanted = torch.is_grad_enabled()
+        at = torch.cat([loc, log_scale], -1)
         with torch.enable_grad():
             for rate in self.raw_rate.sigmoid().unbind():
-                # Of these alone, whether or not what they come from has a gradient.
-                at = [
-                    t if t.requires_grad and wanted else t.detach().requires_grad_()
-                    for t in (loc, log_scale)
-                ]
-                bound = self.bound(at[0], at[1], x, y).sum()
-                d_loc, d_log = torch.autograd.grad(bound, at, create_graph=wanted)
-                down = -0.5 * torch.log1p(-rate * d_log.clamp(max=0))
-                log_scale = at[1] + down + 0.5 * rate * d_log.clamp(min=0)
-                loc = at[0] + rate * (2 * log_scale).exp() * d_loc
-        return (loc, log_scale) if wanted else (loc.detach(), log_scale.detach())
+                if not (wanted and at.requires_grad):
+                    at = at.detach().requires_grad_()
+                bound = self.bound(*at.chunk(2, -1), x, y).sum()
+                # Of both numbers at once: s is no function of m here, whatever made them.
+                [slope] = torch.autograd.grad(bound, at, create_graph=wanted)
+                (loc, log_scale), (d_loc, d_log) = at.chunk(2, -1), slope.chunk(2, -1)
+                log_scale = log_scale - 0.5 * torch.log1p(-rate * d_log.clamp(max=1))
+                loc = loc + rate * (2 * log_scale).exp() * d_loc
+                at = torch.cat([loc, log_scale], -1)
+        return at if wanted else at.detach()
 
     def bound(self, loc: Tensor, log_scale: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
         """F of each datum `[...]` but for a constant, nats."""
@@ -80,3 +77,11 @@ class SemiAmortizedModule(MeanFieldModule):
         z = loc + log_scale.exp() * signs
         log_p = self.vae.decode(z).log_prob(x) + self.vae.prior.distribution(y).log_prob(z)
         return log_p.mean(0) + log_scale.sum(-1)
+
+
+def orthogonal_signs(size: int) -> Tensor:
+    """A Hadamard matrix: `size` rows of 1 and -1, a power of 2, with orthogonal columns."""
+    signs = torch.ones(1, 1)
+    while len(signs) < size:
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
+    return signs
