@@ -19,8 +19,8 @@ def build(**fields):
     with torch.no_grad():
         for p in vae.decoder.parameters():
             p.add_(0.5 * torch.randn_like(p))
-        for p in vae.guide_module.parameters():  # weights of a moderate variance
-            p.mul_(0.7)
+        for p in vae.guide_module.parameters():
+            p.add_(0.1 * torch.randn_like(p))
     return vae
 
 

@@ -97,7 +97,10 @@ class AuxiliaryDistribution(TorchDistribution):
 
 
 def _network(num_inputs: int, hidden: int, num_outputs: int) -> nn.Module:
-    return nn.Sequential(dense(num_inputs, hidden), nn.SiLU(), dense(hidden, num_outputs))
+    """0 at the start: a standard normal. Bounded units keep log scales from following far draws."""
+    last = dense(hidden, num_outputs)
+    nn.init.zeros_(last.weight)
+    return nn.Sequential(dense(num_inputs, hidden), nn.Tanh(), last)
 
 
 def _gaussian(network: nn.Module, context: Tensor, given: Tensor) -> TorchDistribution:

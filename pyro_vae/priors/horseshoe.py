@@ -72,5 +72,6 @@ class HorseshoeDistribution(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         u = 0.5 * (value / self.scale).square()
-        u = u.clamp(min=torch.finfo(u.dtype).tiny)  # the pole at 0 is integrable
+        # The pole at 0 is integrable; neither end is more than a number can hold.
+        u = u.clamp(torch.finfo(u.dtype).tiny, torch.finfo(u.dtype).max)
         return log_scaled_e1(u) - self.scale.log() - 0.5 * math.log(2 * math.pi**3)
