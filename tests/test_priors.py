@@ -11,6 +11,7 @@ from scipy import integrate, special
 
 import inference
 import pyro_vae as pv
+from pyro_vae.errors import RequestError
 from pyro_vae.exponential_integral import log_scaled_e1
 from pyro_vae.part import Shapes
 from pyro_vae.priors.horseshoe import HorseshoeDistribution
@@ -332,6 +333,13 @@ def test_data_that_are_no_exemplars_leave_none_out():
     vae.prior.exemplars.copy_(x[0].expand(8, 3))
     found = vae.prior.for_data(x[:1]).distribution().log_prob(z)
     torch.testing.assert_close(found, vae.prior.distribution().log_prob(z))
+
+
+def test_data_binarized_anew_are_refused():
+    fields = {"data_shape": (3,), "prior": "exemplar"}
+    with pytest.raises(RequestError, match="binarize them once"):
+        pv.VAE(**fields).initialize(torch.rand(9, 3))
+    pv.VAE(**fields, likelihood="gaussian").initialize(torch.rand(9, 3))
 
 
 def test_exemplars_are_kept_with_the_weights():

@@ -62,10 +62,11 @@ class SemiAmortizedModule(MeanFieldModule):
             for rate in self.raw_rate.sigmoid().unbind():
                 if not (wanted and at.requires_grad):
                     at = at.detach().requires_grad_()
-                bound = self.bound(*at.chunk(2, -1), x, y).sum()
-                # Of both numbers at once: s is no function of m here, whatever made them.
+                loc, log_scale = at.chunk(2, -1)
+                bound = self.bound(loc, log_scale, x, y).sum()
+                # By both at once: whatever made them, m is no function of s here.
                 [slope] = torch.autograd.grad(bound, at, create_graph=wanted)
-                (loc, log_scale), (d_loc, d_log) = at.chunk(2, -1), slope.chunk(2, -1)
+                d_loc, d_log = slope.chunk(2, -1)
                 log_scale = log_scale - 0.5 * torch.log1p(-rate * d_log.clamp(max=1))
                 loc = loc + rate * (2 * log_scale).exp() * d_loc
                 at = torch.cat([loc, log_scale], -1)

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pyro_vae.errors import RequestError
 from pyro_vae.guides.base import GuideModule
 from pyro_vae.mixture import Mixture
 from pyro_vae.part import Shapes
@@ -19,8 +20,9 @@ class Exemplar(Prior, name="exemplar"):
 
     Exemplars are `components` random rows of the training data, kept with the weights. With the
     datum itself among them, each posterior would be its own prior (arXiv:2004.04795). A module in
-    evaluation mode has them all. Data that are noised anew for each batch never equal an exemplar,
-    so there nothing is left out.
+    evaluation mode has them all. Data that get fresh noise in each batch equal no exemplar, so that
+    nothing would be left out: binarization anew is refused, and dequantization anew must not be
+    used. Raises: `RequestError` at `initialize`.
     """
 
     needs_guide_density = True
@@ -38,12 +40,20 @@ class ExemplarModule(PriorModule):
     def __init__(self, shapes: Shapes, components: int):
         super().__init__(shapes)
         self.register_buffer("exemplars", torch.zeros(components, *shapes.data))
+        self.binary = False
 
     def bind(self, vae) -> None:
         self.refer("guide", vae.guide_module)
+        self.binary = vae.likelihood.support == "binary"
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
+        if self.binary and not bool(((x == 0) | (x == 1)).all()):
+            raise RequestError(
+                "prior 'exemplar' leaves out what equals the datum, but these training data are "
+                "grey under a likelihood of 0 and 1, to be binarized anew for each batch; binarize "
+                "them once"
+            )
         count = len(self.exemplars)
         rows = torch.randperm(len(x))[torch.arange(count) % len(x)]
         self.exemplars.copy_(x[rows.to(x.device)])
