@@ -1,105 +1,79 @@
-"""Invertible flows without context, parallel both ways: couplings of affine maps or splines.
-
-Affine: arXiv:1605.08803. Rational-linear splines: arXiv:1906.04032, arXiv:2001.05168.
-"""
+"""Couplings: invertible flows without context, parallel both ways."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
-
 import torch
-from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
-from torch.nn.functional import softplus
 
+from pyro_vae.bijection import Bijection
+from pyro_vae.errors import SpecError
+from pyro_vae.monotone import Steps, monotone
 from pyro_vae.networks.base import dense
-
-Steps = Literal["affine", "spline"]
-MOST = 3.0  # of a log scale, reached softly
-BOUND = 5.0  # splines are the identity beyond
-BINS = 8
 
 
 class Coupling(nn.Module):
-    """Alternating couplings of `[..., dim]`; begins as the identity.
+    """`depth` couplings of `[..., L]` (arXiv:1605.08803); the identity at the start.
 
-    Half of the dimensions stay and tell how each of the others is moved; then the halves change
-    places.
+    In each, every other number stays, and a network of these (two hidden layers of `hidden`) puts
+    out how each of the others is moved: by an affine map or a spline. The two halves take turns.
+    Raises: `SpecError` for fewer than 2 numbers, naming `owner`.
     """
 
-    def __init__(self, dim: int, depth: int, hidden: int, steps: Steps = "affine"):
-        super().__init__()
-        self.steps = steps
-        per_dim = 2 if steps == "affine" else 4 * BINS - 1
-        self.layers = nn.ModuleList()
-        for step in range(depth):
-            halves = torch.arange(step % 2, dim, 2), torch.arange(1 - step % 2, dim, 2)
-            for name, index in zip(("stays", "moves"), halves, strict=True):
-                self.register_buffer(f"{name}_{step}", index, persistent=False)
-            back = torch.cat(halves).argsort()
-            self.register_buffer(f"back_{step}", back, persistent=False)
-            num_kept = len(halves[0])
-            last = dense(hidden, per_dim * (dim - num_kept))
-            nn.init.zeros_(last.weight)
-            layers = [dense(num_kept, hidden), nn.SiLU(), dense(hidden, hidden), nn.SiLU(), last]
-            self.layers.append(nn.Sequential(*layers))
+    evens: Tensor
+    odds: Tensor
+    order: Tensor
 
-    def transform(self) -> CouplingTransform:
-        return CouplingTransform(self)
+    def __init__(self, dim: int, *, depth: int, hidden: int, steps: Steps, owner: str):
+        super().__init__()
+        if dim < 2:
+            raise SpecError(
+                f"{owner} needs 2 or more latents, one half to move the other; got {dim}"
+            )
+        self.map = monotone(steps)
+        self.networks = nn.ModuleList()
+        for step in range(depth):
+            stays, moves = torch.arange(step % 2, dim, 2), torch.arange(1 - step % 2, dim, 2)
+            last = dense(hidden, self.map.num_raw * len(moves))
+            nn.init.zeros_(last.weight)
+            self.networks.append(
+                nn.Sequential(
+                    dense(len(stays), hidden),
+                    nn.SiLU(),
+                    dense(hidden, hidden),
+                    nn.SiLU(),
+                    last,
+                )
+            )
+        evens, odds = torch.arange(0, dim, 2), torch.arange(1, dim, 2)
+        self.register_buffer("evens", evens, persistent=False)
+        self.register_buffer("odds", odds, persistent=False)
+        self.register_buffer("order", torch.cat([evens, odds]).argsort(), persistent=False)
+
+    def bijection(self) -> Bijection:
+        """The flow as a transform of a distribution's draws."""
+        return _CouplingBijection(self)
 
     def run(self, x: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        """The image of x (or what it is the image of), and log|det| of the way forth."""
-        move = _affine if self.steps == "affine" else _spline
-        order = range(len(self.layers))
-        total: Any = 0.0
-        for step in reversed(order) if inverse else order:
-            stays = x.index_select(-1, getattr(self, f"stays_{step}"))
-            moves = x.index_select(-1, getattr(self, f"moves_{step}"))
-            numbers = self.layers[step](stays).unflatten(-1, (moves.shape[-1], -1))
-            moved, log_slope = move(numbers, moves, inverse)
-            x = torch.cat([stays, moved], -1).index_select(-1, getattr(self, f"back_{step}"))
-            total = total + log_slope.sum(-1)
-        return x, total
+        """f(x), or the x' of which x = f(x'); and log|det| of f."""
+        halves = [x.index_select(-1, self.evens), x.index_select(-1, self.odds)]
+        move = self.map.back if inverse else self.map.forth
+        steps = range(len(self.networks))
+        log_det = x.new_zeros(x.shape[:-1])
+        for step in reversed(steps) if inverse else steps:
+            stays, moves = halves[step % 2], halves[1 - step % 2]
+            raw = self.networks[step](stays).unflatten(-1, (moves.shape[-1], -1))
+            halves[1 - step % 2], log_slope = move(raw, moves)
+            log_det = log_det + log_slope.sum(-1)
+        return torch.cat(halves, -1).index_select(-1, self.order), log_det
 
 
-class CouplingTransform(Transform):
-    """The map of a `Coupling`, with its inverse."""
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
+class _CouplingBijection(Bijection):
     def __init__(self, flow: Coupling):
-        super().__init__(cache_size=1)
+        super().__init__()
         self.flow = flow
 
-    def _call(self, x):
-        return self.flow.run(x, inverse=False)[0]
+    def forth(self, x):
+        return self.flow.run(x, inverse=False)
 
-    def _inverse(self, y):
-        return self.flow.run(y, inverse=True)[0]
-
-    def log_abs_det_jacobian(self, x, y):
-        return self.flow.run(x, inverse=False)[1]
-
-
-def _affine(numbers: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    shift, raw = numbers.unbind(-1)
-    log_scale = MOST * (raw / MOST).tanh()
-    moved = (x - shift) * (-log_scale).exp() if inverse else x * log_scale.exp() + shift
-    return moved, log_scale
-
-
-def _spline(numbers: Tensor, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    widths, heights, inner, middles = numbers.split([BINS, BINS, BINS - 1, BINS], -1)
-    parts = (
-        widths.softmax(-1),
-        heights.softmax(-1),
-        softplus(inner + math.log(math.e - 1)),  # 1 at the start
-        middles.sigmoid(),
-    )
-    spline = ConditionedSpline(parts, bound=BOUND)
-    moved, log_slope = spline.spline_op(x, inverse=inverse)
-    return moved, -log_slope if inverse else log_slope
+    def back(self, y):
+        return self.flow.run(y, inverse=True)

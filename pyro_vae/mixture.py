@@ -29,7 +29,7 @@ class Mixture(TorchDistribution):
     cannot hold for narrow components. Other families are evaluated through `log_prob`.
 
     Args:
-        logits: `[C]`.
+        logits: `[..., C]`: weights of the same components, for each of a batch.
         components: a distribution with `batch_shape [C]` and `event_shape [L]`.
     """
 
@@ -37,14 +37,16 @@ class Mixture(TorchDistribution):
     has_rsample = False
 
     def __init__(self, logits: Tensor, components: TorchDistribution, validate_args=None):
-        if tuple(components.batch_shape) != tuple(logits.shape) or logits.dim() != 1:
+        if tuple(components.batch_shape) != tuple(logits.shape[-1:]):
             raise ValueError(
                 f"mixture: logits {tuple(logits.shape)} and components with batch shape "
-                f"{tuple(components.batch_shape)}; both must be [C]"
+                f"{tuple(components.batch_shape)}; the last dimension of logits and the batch "
+                "shape of components: both must be [C]"
             )
         self.logits = logits
         self.components = components
-        super().__init__(torch.Size(), components.event_shape, validate_args=validate_args)
+        batch_shape = logits.shape[:-1]
+        super().__init__(batch_shape, components.event_shape, validate_args=validate_args)
 
     @property
     def support(self):
@@ -60,13 +62,14 @@ class Mixture(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        mean = self.logits.softmax(0) @ self.components.mean
+        mean = self.logits.softmax(-1) @ self.components.mean
         return mean.expand(self.batch_shape + self.event_shape)
 
     def sample(self, sample_shape=()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad():
-            which = Categorical(logits=self.logits).sample(shape)
+            several = shape[: len(shape) - self.logits.dim() + 1]
+            which = Categorical(logits=self.logits).sample(several)
             base = _base(self.components)
             if isinstance(base, Normal):
                 noise = torch.randn_like(base.loc[which])
@@ -92,7 +95,7 @@ class Mixture(TorchDistribution):
             each = _full(value.double(), base.loc.double(), base.scale_tril.double())
         else:
             each = self.components.log_prob(value.unsqueeze(-2))
-        log_weights = self.logits.log_softmax(0).to(each.dtype)
+        log_weights = self.logits.log_softmax(-1).to(each.dtype)
         return torch.logsumexp(each + log_weights, -1).to(value.dtype)
 
 

@@ -94,9 +94,12 @@ class VAE(nn.Module):
             pyro.module("labels", self.labels)
         weights = self.decoder.sample_prior() if self.bayesian else None
         with pyro.plate("data", given.size, dim=-1):
-            y = self._label(given)
-            z = self.prior(y)
-            return pyro.sample("x", self._observation(z, y, given, weights), obs=given.x)
+            given = replace(given, y=self._label(given))
+            z = self._prior_for(given)(given.y)
+            x = pyro.sample("x", self.observation(z, given, weights), obs=given.x)
+            if self.spec.guide.widens_model:
+                self.guide_module.widen_model(self._seen(replace(given, x=x)), z)
+            return x
 
     def guide(self, *values: Tensor | None, **named: Tensor | None) -> Tensor:
         """q(z|x). `x [batch, *data_shape]`."""
@@ -104,7 +107,6 @@ class VAE(nn.Module):
         if given.x is None:
             raise RequestError("guide: q(z|x) needs x; use model() alone to draw from the prior")
         pyro.module("guide", self.guide_module)
-        y = given.y
         if self.spec.label == "latent":
             pyro.module("labels", self.labels)
         if self.bayesian:
@@ -112,8 +114,9 @@ class VAE(nn.Module):
             self.decoder.sample_guide()
         with pyro.plate("data", given.size, dim=-1):
             if self.spec.label == "latent":
-                y = self.labels.sample_posterior(self._classified(given), y)
-            return self.guide_module(self._seen(given, y), given)
+                y = self.labels.sample_posterior(self._classified(given), given.y)
+                given = replace(given, y=y)
+            return self.guide_module(self._seen(given), given)
 
     def read(self, *values: Tensor | None, **named: Tensor | None) -> Given:
         """The batch by name, checked. Raises: `RequestError`."""
@@ -138,22 +141,30 @@ class VAE(nn.Module):
             return given.y
         return self.labels.sample_prior()
 
-    def _seen(self, given: Given, y: Tensor | None) -> Tensor:
+    def _prior_for(self, given: Given) -> Any:
+        """The prior; in training, where it leaves the data themselves out, that of these data."""
+        if given.x is None or not self.spec.prior.leaves_out or not self.training:
+            return self.prior
+        return self.prior.for_data(self._seen(given))
+
+    def _seen(self, given: Given) -> Tensor:
         """What the encoder sees: x, the mask and the label."""
-        beside = [given.mask] if self.spec.missing else []
+        beside = self._mask(given)
         if self.spec.label in ("condition", "latent"):
-            beside.append(self.labels.one_hot(y))
+            beside.append(self.labels.one_hot(given.y))
         return self.joining(given.x, beside)  # type: ignore[arg-type]
 
     def _classified(self, given: Given) -> Tensor:
-        beside = [given.mask] if self.spec.missing else []
-        return self.classifier_joining(given.x, beside)
+        return self.classifier_joining(given.x, self._mask(given))  # type: ignore[arg-type]
 
-    def _observation(
-        self, z: Tensor, y: Tensor | None, given: Given, weights: Tensor | None = None
-    ) -> Any:
+    def _mask(self, given: Given) -> list[Tensor]:
+        if not self.spec.missing:
+            return []
+        return [torch.ones_like(given.x) if given.mask is None else given.mask]  # type: ignore
+
+    def observation(self, z: Tensor, given: Given, weights: Tensor | None = None) -> Any:
         """p(x|z, y), of the values that are known."""
-        outputs = self.outputs(z, y, weights)
+        outputs = self.outputs(z, given.y, weights)
         if given.exposure is not None:
             p = self.likelihood(outputs, given.exposure)
         else:
@@ -170,13 +181,21 @@ class VAE(nn.Module):
             handed = self.decoder_joining(handed, [self.labels.one_hot(y)])
         return self.decoder(handed, weights) if self.bayesian else self.decoder(handed)
 
+    def log_prior(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """log p(z|y) `[...]`; without a label log p(z), in which clusters are summed over."""
+        if y is not None or self.spec.label == "none":
+            return self.prior.distribution(y).log_prob(z)
+        classes = torch.arange(self.shapes.classes, device=z.device)
+        scores = torch.stack([self.prior.distribution(c).log_prob(z) for c in classes], -1)
+        return (scores + self.labels.prior().logits).logsumexp(-1)
+
     # In plain words ------------------------------------------------------------------------
 
     def initialize(self, *values: Tensor, **named: Tensor) -> VAE:
         """Set what comes from training data `x [N, *data_shape]`: output bias, scales, ..."""
         given = self.read(*values, **named)
         x: Tensor = given.x  # type: ignore[assignment]
-        seen = self._seen(given, given.y)
+        seen = self._seen(given)
         self.prior.initialize(seen)
         self.guide_module.initialize(seen)
         if given.mask is not None:  # as if the missing values were like the others
@@ -195,7 +214,8 @@ class VAE(nn.Module):
         Where a latent label is missing, the most probable one under q(y|x) stands for it.
         """
         given = self.read(*values, **named)
-        parameters = self.guide_module.encode(self._seen(given, self._known(given)), given)
+        given = replace(given, y=self._known(given))
+        parameters = self.guide_module.encode(self._seen(given), given)
         return self.guide_module.distribution(parameters)
 
     def likely_labels(self, *values: Tensor, **named: Tensor) -> Tensor | None:
@@ -212,7 +232,7 @@ class VAE(nn.Module):
         """p(x|z), or p(x|z,y), as a distribution, for `z [..., *latent]` and `y [...]`."""
         if self.decoder_joining.extras and y is None:
             raise RequestError("y: missing; the decoder of this VAE is p(x|z,y)")
-        return self._observation(z, y, Given(exposure=exposure))
+        return self.observation(z, Given(y=y, exposure=exposure))
 
     def draw_prior(self, num: int, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """`num` draws of the latent `[num, *latent]`, and their labels `[num]` where there are any.

@@ -51,7 +51,7 @@ def run(trained, tmp_path):
         (["train", "train.optimizer_options.beta=3"], "'beta' is unknown to adam"),
         (["train", "model.prior={name: vamp, components"], "not readable as YAML"),
         (["train", "model.encoder.hidden=*x"], "not readable as YAML"),
-        (["train", "model.prior=vamp", "model.guide=iaf"], "guides that fit: full_rank, mean_fi"),
+        (["train", "model.prior=vamp", "model.guide=iaf"], "guides that fit: coupling, full_"),
         (["train", "model.data_shape=[3]"], "model.data_shape: (3,), but a datum of 'digits'"),
         (["train", "model.encoder={name: conv, channels: [1, 1, 1, 1, 1]}"], "below one pixel"),
         (["train", "train.batch_size=99999"], "train.batch_size: 99999, but there are only"),

@@ -67,7 +67,7 @@ def test_commands_run(folder, monkeypatch):
 
 
 def test_own_component_is_short():
-    text = next(text for kind, text in BLOCKS if kind == "python" and "laplace.py" in text)
+    text = next(text for kind, text in BLOCKS if kind == "python" and "logistic.py" in text)
     assert len([line for line in text.splitlines() if line.strip()]) < 20
 
 

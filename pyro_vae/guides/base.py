@@ -14,19 +14,21 @@ from pyro_vae.levels import Step, draw
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Part, Shapes
 
-Density = Literal["anywhere", "sequential", "own samples"]
+Density = Literal["anywhere", "sequential", "own samples", "given the prior", "joint"]
 
 
 class Guide(Component, family="guide"):
     """q(z|x). A subclass holds the fields and builds a `GuideModule` around the encoder.
 
     `density` says where log q(z|x) can be evaluated: `anywhere`, `sequential` (one dimension at a
-    time: slow), or only at the guide's `own samples`.
+    time: slow), only at the guide's `own samples`, anywhere `given the prior` (which therefore
+    cannot be made of it), or only as `joint` density with an auxiliary latent.
     """
 
     support: ClassVar[str] = "real"
     density: ClassVar[Density] = "anywhere"
     levels: ClassVar[str] = "one"  # or "many": z1, z2, ...
+    widens_model: ClassVar[bool] = False  # does it add sites to the model?
     needs_mask: ClassVar[bool] = False  # does it look at which values are known?
     knows_top: ClassVar[bool] = True  # is q(z_M|x) of the last level known in closed form?
 
@@ -74,6 +76,12 @@ class GuideModule(Part):
     def forward(self, x: Tensor, given: Given | None = None) -> Tensor:
         """Make the sample statements; returns the latent `[..., *latent]`."""
         return draw(self.steps(self.encode(x, given)))
+
+    def widen_model(self, x: Tensor, z: Tensor) -> None:
+        """Sample statements that the guide adds to the model, of densities normalized given x, z.
+
+        They leave p(x, z) as it is. Called after x is drawn.
+        """
 
 
 # Bounds of log scale: exp stays a positive finite float32 and posteriors no narrower than 1e-4.

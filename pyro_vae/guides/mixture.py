@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pyro.distributions as dist
 import torch
 from pydantic import Field
+from torch import Tensor
 
+from pyro_vae.gaussian_mixture import DiagonalGaussianMixture
 from pyro_vae.guides.base import Guide, GuideModule, positive
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
@@ -14,8 +15,8 @@ from pyro_vae.part import Shapes
 class MixtureGuide(Guide, name="mixture"):
     """q(z|x) = sum_c w_c(x) N(z; m_c(x), diag s_c(x)^2).
 
-    Draws are reparametrized implicitly, through the distribution function of the mixture
-    (arXiv:1806.01851, arXiv:1805.08498). Components begin `spread` standard deviations apart.
+    Draws are reparametrized implicitly, weights too (arXiv:1805.08498). Components begin `spread`
+    standard deviations apart; far apart, the gradient of their weights has a large variance.
     """
 
     components: int = Field(default=3, ge=2)
@@ -26,21 +27,20 @@ class MixtureGuide(Guide, name="mixture"):
 
 
 class MixtureGuideModule(GuideModule):
-    start: torch.Tensor
+    start: Tensor
 
     def __init__(self, shapes: Shapes, encoder: Network, spec: MixtureGuide):
-        self_outputs = spec.components * (2 * shapes.latent_dim + 1)
-        super().__init__(shapes, encoder, self_outputs)
-        self.components = spec.components
-        # Equal components would stay equal.
-        apart = spec.spread * torch.randn(spec.components, shapes.latent_dim)
-        self.register_buffer("start", apart)
+        dim, count = shapes.latent_dim, spec.components
+        super().__init__(shapes, encoder, count * (2 * dim + 1))
+        self.sizes = [count * dim, count * dim, count]
+        # Kept with the weights, for the encoder learns beside it.
+        self.register_buffer("start", spec.spread * torch.randn(count, dim))
 
     def encode(self, x, given=None):
-        dim, count = self.shapes.latent_dim, self.components
-        loc, raw, logits = self.encoder(x).split([count * dim, count * dim, count], -1)
-        scale = positive(raw.unflatten(-1, (count, dim)))
-        return loc.unflatten(-1, (count, dim)) + self.start * scale, scale, logits
+        loc, raw, logits = self.encoder(x).split(self.sizes, -1)
+        shape = self.start.shape
+        scale = positive(raw.unflatten(-1, shape))
+        return logits, loc.unflatten(-1, shape) + self.start * scale, scale
 
     def distribution(self, parameters):
-        return dist.MixtureOfDiagNormals(*parameters)
+        return DiagonalGaussianMixture(*parameters)

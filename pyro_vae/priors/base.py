@@ -23,6 +23,7 @@ class Prior(Component, family="prior"):
     support: ClassVar[str] = "real"
     levels: ClassVar[str] = "one"  # or "many": z1, z2, ...
     labelled: ClassVar[bool] = False  # is it p(z|y)?
+    leaves_out: ClassVar[bool] = False  # is it another one for each datum in training?
     needs_guide_density: ClassVar[bool] = False  # does p(z) evaluate q(z|u) at any z?
 
     def latent_shape(self, latent_dim: int) -> tuple[int, ...]:
@@ -43,6 +44,10 @@ class PriorModule(Part):
     def distribution(self, y: Tensor | None = None) -> Distribution:
         """p(z), or p(z|y) for labels `y [...]`, with `event_shape` equal to the latent's shape."""
         raise NotImplementedError(f"{type(self).__name__} must write distribution(y)")
+
+    def for_data(self, x: Tensor) -> PriorModule:
+        """The prior that data `x [N, *seen]` are trained under; the same one for all by default."""
+        return self
 
     def steps(self, y: Tensor | None = None) -> Sequence[Step]:
         """The sites, in the order in which they are drawn."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Annotated, Any
 
 import pyro.distributions as dist
@@ -41,6 +42,10 @@ class Hierarchical(Prior, name="hierarchical"):
     def needs_guide_density(self) -> bool:  # type: ignore[override]
         return self.top.needs_guide_density
 
+    @property
+    def leaves_out(self) -> bool:  # type: ignore[override]
+        return self.top.leaves_out
+
     def build(self, shapes: Shapes) -> PriorModule:
         return HierarchicalModule(shapes, self)
 
@@ -63,6 +68,11 @@ class HierarchicalModule(PriorModule):
 
     def initialize(self, x) -> None:
         self.top.initialize(x)
+
+    def for_data(self, x):
+        other = copy.copy(self)
+        other._modules = {**self._modules, "top": self.top.for_data(x)}
+        return other
 
     @property
     def decoded(self):

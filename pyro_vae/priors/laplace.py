@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro.distributions as dist
 import torch
 from pydantic import Field
@@ -12,12 +14,12 @@ from pyro_vae.priors.base import Prior, PriorModule
 
 
 class Laplace(Prior, name="laplace"):
-    """p(z) = prod_l exp(-|z_l| / b) / (2 b): sparse coding (Olshausen and Field 1996).
+    """p(z) = prod_l exp(-|z_l| / b) / (2 b), b = `scale`: sparse coding.
 
-    `scale` is b; a standard deviation of 1 is b = 1 / sqrt 2.
+    By default the standard deviation b sqrt 2 is 1. Olshausen and Field 1996, Nature 381, 607-609.
     """
 
-    scale: float = Field(default=0.7071, gt=0)
+    scale: float = Field(default=math.sqrt(0.5), gt=0)
 
     def build(self, shapes: Shapes) -> PriorModule:
         return LaplaceModule(shapes, self.scale)
@@ -32,4 +34,4 @@ class LaplaceModule(PriorModule):
         self.register_buffer("loc", torch.zeros(shapes.latent_dim), persistent=False)
 
     def distribution(self, y=None):
-        return dist.Laplace(self.loc, self.scale).to_event(1)
+        return dist.Laplace(self.loc, torch.full_like(self.loc, self.scale)).to_event(1)
