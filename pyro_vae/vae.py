@@ -51,6 +51,13 @@ class VAESpec(Value):
                 f"'{self.guide.name}' {self.guide.support} ones; guides that fit: "
                 f"{', '.join(fitting) or 'none'}"
             )
+        latent, of_guide = (p.latent_shape(self.latent_dim) for p in (self.prior, self.guide))
+        if latent != of_guide:
+            raise ValueError(
+                f"prior '{self.prior.name}' has latents of shape {latent} and guide "
+                f"'{self.guide.name}' of shape {of_guide}; give both the same fields; guides that "
+                f"fit: {', '.join(fitting)}"
+            )
         if self.prior.needs_guide_density and self.guide.density != "anywhere":
             offers = {
                 "sequential": "offers that density only one dimension at a time",
@@ -84,7 +91,9 @@ class VAE(nn.Module):
         if spec.data_shape is None:
             text = "missing; give the shape of one datum, e.g. (28, 28)"
             raise SpecError(Problem(("data_shape",), text))
-        self.shapes = shapes = Shapes(data=spec.data_shape, latent=(spec.latent_dim,))
+        self.shapes = shapes = Shapes(
+            data=spec.data_shape, latent=spec.prior.latent_shape(spec.latent_dim)
+        )
         self.prior = spec.prior.build(shapes)
         self.guide_module = spec.guide.build(shapes, spec.encoder)
         self.decoder = spec.decoder.make(

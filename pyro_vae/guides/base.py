@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import pyro
+import torch
 from pyro.distributions import TorchDistribution as Distribution
 from torch import Tensor
 
@@ -54,8 +55,12 @@ class GuideModule(Part):
         """q(z | parameters), with `event_shape` equal to the latent's shape."""
         raise NotImplementedError(f"{type(self).__name__} must write distribution(parameters)")
 
+    def infer(self) -> dict[str, Any]:
+        """What the sample statement tells Pyro, e.g. {"enumerate": "parallel"}: sum over values."""
+        return {}
+
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return pyro.sample("z", self.distribution(self.encode(x, y)))
+        return pyro.sample("z", self.distribution(self.encode(x, y)), infer=self.infer())
 
 
 # Bounds of log scale: exp stays a positive finite float32 and posteriors no narrower than 1e-4.
@@ -65,3 +70,8 @@ LOG_SCALE_BOUNDS = (-9.2, 7.0)
 def positive(raw: Tensor) -> Tensor:
     """exp(raw) within bounds: the scale of a guide."""
     return raw.clamp(*LOG_SCALE_BOUNDS).exp()
+
+
+def full_precision(outputs: Tensor) -> Tensor:
+    """Network outputs as float32 or better, also under autocast."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
