@@ -12,8 +12,8 @@ from inference.kl import analytic_kl
 from pyro_vae.logistic_normal import LogisticNormal
 from pyro_vae.part import Shapes
 from tests.exact_models import agrees
+from tests.grids import DOUBLE, triangle
 
-DOUBLE = {"dtype": torch.float64}
 LAWS = [
     ([0.3, -0.4, 0.1], [0.8, 1.3, 0.6]),
     ([1.0, 0.0, -1.0], [1.5, 1.5, 1.5]),
@@ -25,24 +25,10 @@ def law(loc, scale):
     return LogisticNormal(torch.tensor(loc, **DOUBLE), torch.tensor(scale, **DOUBLE))
 
 
-def cells(count=400):
-    """Points of the triangle and the area that each stands for, (z_1, z_2) being Lebesgue's plane.
-
-    z = (s, (1 - s) r, (1 - s)(1 - r)), dz_1 dz_2 = (1 - s) ds dr, with s and r sigmoids of equal
-    steps, which crowd at the edges: the sum is accurate to rounding.
-    """
-    step = 60 / count
-    line = (torch.arange(count, **DOUBLE) + 0.5) * step - 30
-    a, b = torch.meshgrid(line, line, indexing="ij")
-    (s, rest), (r, other) = ((u.flatten().sigmoid(), (-u).flatten().sigmoid()) for u in (a, b))
-    z = torch.stack([s, rest * r, rest * other], -1)
-    return z, rest * (s * rest) * (r * other) * step**2
-
-
 @pytest.mark.parametrize("parameters", LAWS, ids=str)
 def test_densities_integrate_to_one(parameters):
     p = law(*parameters)
-    z, area = cells()
+    z, area = triangle(reach=30.0)
     log_p = p.log_prob(z)
     assert float((log_p.exp() * area).sum()) == pytest.approx(1.0, abs=1e-9)
     # The wrong twin: three Gaussians of log z, as if z were not held together by its sum.
@@ -80,7 +66,7 @@ def test_against_the_gaussian_of_the_log_ratios(count):
 @pytest.mark.parametrize("parameters", LAWS, ids=str)
 def test_draws_have_the_density(parameters):
     p = law(*parameters)
-    z, area = cells()
+    z, area = triangle(reach=30.0)
     mass = p.log_prob(z).exp() * area
     drawn = p.sample((40_000,))
     torch.testing.assert_close(drawn.sum(-1), torch.ones(len(drawn), **DOUBLE))
@@ -117,7 +103,7 @@ def pathwise(make, inputs, count=40_000):
     each = inputs.expand(count, -1).clone().requires_grad_()
     (found,) = torch.autograd.grad(f(make(each).rsample()).sum(), each)
     inputs = inputs.clone().requires_grad_()
-    z, area = cells()
+    z, area = triangle(reach=30.0)
     (exact,) = torch.autograd.grad((make(inputs).log_prob(z).exp() * area * f(z)).sum(), inputs)
     return found, exact
 

@@ -15,27 +15,9 @@ from pyro_vae.bessel import log_mgf, mean_height
 from pyro_vae.spherical import PowerSpherical, SphericalUniform, log_surface
 from pyro_vae.von_mises_fisher import VonMisesFisher, fall_slope, proposed
 from tests.exact_models import agrees
+from tests.grids import DOUBLE, legendre, whole_sphere
 
 KINDS = [PowerSpherical, VonMisesFisher]
-DOUBLE = {"dtype": torch.float64}
-
-
-def legendre(low, high, count):
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    half = (high - low) / 2
-    return low + half * torch.from_numpy(nodes + 1), half * torch.from_numpy(weights)
-
-
-def whole_sphere(dim, wide=800):
-    """Points of the circle or the sphere, and their shares of its surface."""
-    turn = torch.arange(wide, **DOUBLE) * 2 * math.pi / wide
-    circle = torch.stack([turn.cos(), turn.sin()], -1)
-    if dim == 2:
-        return circle, torch.full((wide,), 2 * math.pi / wide, **DOUBLE)
-    heights, weights = legendre(-1, 1, 200)
-    ring = (1 - heights.square()).sqrt()[:, None, None] * circle
-    z = torch.cat([ring, heights[:, None, None].expand(-1, wide, 1)], -1).reshape(-1, 3)
-    return z, (weights * 2 * math.pi / wide).repeat_interleave(wide)
 
 
 def meridian(dim, kappa=1.0):
