@@ -18,7 +18,6 @@ from tests.exact_models import agrees
 from tests.grids import DOUBLE, triangle
 
 
-
 # One-hot rows ---------------------------------------------------------------------------------
 
 
@@ -45,7 +44,9 @@ def test_all_values_sum_to_one(shape):
 def test_draws_have_the_probabilities():
     q = OneHotRows(torch.randn(2, 3, **DOUBLE))
     draws = q.sample((20_000,))
-    for value, p in zip(q.enumerate_support(), q.log_prob(q.enumerate_support()).exp(), strict=True):
+    for value, p in zip(
+        q.enumerate_support(), q.log_prob(q.enumerate_support()).exp(), strict=True
+    ):
         share = (draws == value).all(-1).all(-1).double().mean()
         assert agrees(share, p, (p * (1 - p) / len(draws)).sqrt(), ceiling=0.004)
 

@@ -406,6 +406,8 @@ import pyro_vae as pv
 assert not hasattr(pv.priors, "VampPrior")
 for prior in pv.Prior.registry:
     for guide in pv.Guide.registry:
+        if pv.Guide.registry[guide].support != pv.Prior.registry[prior].support:
+            continue
         for likelihood in pv.Likelihood.registry:
             pv.VAE(data_shape=(4, 4), prior=prior, guide=guide, likelihood=likelihood).generate(2)
 print(*pv.Prior.registry, *pv.Guide.registry, *pv.Network.registry)

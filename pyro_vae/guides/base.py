@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 import pyro
 import torch
 from pyro.distributions import TorchDistribution as Distribution
+from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
 from pyro_vae.component import Component
@@ -55,7 +56,7 @@ class GuideModule(Part):
         """q(z | parameters), with `event_shape` equal to the latent's shape."""
         raise NotImplementedError(f"{type(self).__name__} must write distribution(parameters)")
 
-    def infer(self) -> dict[str, Any]:
+    def infer(self) -> InferDict:
         """What the sample statement tells Pyro, e.g. {"enumerate": "parallel"}: sum over values."""
         return {}
 
