@@ -1,6 +1,7 @@
 """Points that cover a circle, a sphere or a triangle, and the surface that each stands for."""
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -8,9 +9,12 @@ import torch
 DOUBLE = {"dtype": torch.float64}
 
 
+_leggauss = cache(np.polynomial.legendre.leggauss)
+
+
 def legendre(low, high, count):
     """Gauss and Legendre's nodes and weights on [low, high]."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
+    nodes, weights = _leggauss(count)
     half = (high - low) / 2
     return low + half * torch.from_numpy(nodes + 1), half * torch.from_numpy(weights)
 

@@ -17,7 +17,6 @@ from pyro_vae.relaxed_one_hot import LEAST_TEMPERATURE, RelaxedRows
 from tests.exact_models import agrees
 from tests.grids import DOUBLE, triangle
 
-
 # One-hot rows ---------------------------------------------------------------------------------
 
 
@@ -177,7 +176,7 @@ def test_when_the_site_is_marked():
     assert many.guide_module.infer() == {}
     with pytest.raises(inference.Untraceable, match="its gradient is a score function"):
         inference.trace(many.model, many.guide, x)
-    with pytest.raises(inference.PairError, match="OneHotRows on .* is no finite set"):
+    with pytest.raises(inference.PairError, match=r"OneHotRows on .* is no finite set"):
         inference.log_marginal(many.model, many.guide, x, estimator="enumerate", progress=False)
     with pytest.raises(inference.PairError, match="estimator='enumerate', which is exact"):
         inference.log_marginal(marked.model, marked.guide, x, estimator="ais", progress=False)
