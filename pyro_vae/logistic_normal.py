@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
+from pyro_vae.simplex import held
+
 
 class LogisticNormal(TorchDistribution):
     r"""z = softmax(h), h ~ N(m, diag s^2), h in R^K.
@@ -22,8 +24,8 @@ class LogisticNormal(TorchDistribution):
                    - 1/2 log \sum_k w_k - \sum_k log z_k,   \bar d = \sum_k w_k d_k / \sum_k w_k,
 
     with respect to Lebesgue's measure on the first K - 1 coordinates, as torch's Dirichlet. The
-    log-ratios log z_k / z_K are Gaussian with covariance diag(s_k^2) + s_K^2. Entries below 1e-38
-    (float32) are held there. No mean in closed form.
+    log-ratios log z_k / z_K are Gaussian with covariance diag(s_k^2) + s_K^2. Entries of
+    draws below 1e-30 are held there. No mean in closed form.
 
     Args:
         loc: `[..., K]`, m. scale: `[..., K]`, s.
@@ -54,8 +56,7 @@ class LogisticNormal(TorchDistribution):
 
     def rsample(self, sample_shape=()) -> Tensor:
         loc = self.loc.expand(self._extended_shape(sample_shape))
-        z = (loc + self.scale * torch.randn_like(loc)).softmax(-1)
-        return z.clamp_min(torch.finfo(z.dtype).tiny)
+        return held((loc + self.scale * torch.randn_like(loc)).softmax(-1))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

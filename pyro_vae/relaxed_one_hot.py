@@ -10,8 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-# At smaller ones too many entries are below 1e-38, where float32 ends.
-LEAST_TEMPERATURE = 0.1
+from pyro_vae.simplex import held
 
 
 class RelaxedRows(TorchDistribution):
@@ -21,9 +20,9 @@ class RelaxedRows(TorchDistribution):
                (\sum_c e^{a_lc} z_lc^{-\tau})^C
 
     with respect to Lebesgue's measure on the first C - 1 coordinates of each row. It is evaluated
-    from log z; entries below 1e-38 (float32) are held there, where torch's
-    `RelaxedOneHotCategorical` draws zeros whose density is no number. The expected corner
-    P(z_c largest) is softmax(a)_c at every temperature.
+    from log z; entries of draws below 1e-30 are held there, where torch's
+    `RelaxedOneHotCategorical` draws zeros whose density is no number. P(z_c is largest) is
+    softmax(a)_c at every temperature.
 
     Args:
         temperature: tau > 0. logits: `[..., L, C]`, a.
@@ -53,7 +52,7 @@ class RelaxedRows(TorchDistribution):
         logits = self.logits.expand(self._extended_shape(sample_shape))
         tiny = torch.finfo(logits.dtype).tiny
         gumbel = -torch.empty_like(logits).exponential_().clamp_min(tiny).log()
-        return ((logits + gumbel) / self.temperature).softmax(-1).clamp_min(tiny)
+        return held(((logits + gumbel) / self.temperature).softmax(-1))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

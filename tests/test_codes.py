@@ -13,7 +13,8 @@ import inference
 import pyro_vae as pv
 from inference.kl import analytic_kl
 from pyro_vae.one_hot import MOST_VALUES, OneHotRows, num_values
-from pyro_vae.relaxed_one_hot import LEAST_TEMPERATURE, RelaxedRows
+from pyro_vae.relaxed_one_hot import RelaxedRows
+from pyro_vae.simplex import LEAST_TEMPERATURE
 from tests.exact_models import agrees
 from tests.grids import DOUBLE, triangle
 

@@ -11,6 +11,7 @@ import pyro_vae as pv
 from inference.kl import analytic_kl
 from pyro_vae.logistic_normal import LogisticNormal
 from pyro_vae.part import Shapes
+from pyro_vae.simplex import LEAST_CONCENTRATION, SMALLEST, Dirichlet
 from tests.exact_models import agrees
 from tests.grids import DOUBLE, triangle
 
@@ -150,6 +151,22 @@ def test_extremes_in_float32(scale):
     assert all(bool(part.isfinite().all()) for part in (total, *gradients))
 
 
+def test_bounds_of_the_dirichlet_guide():
+    """Concentrations end at 0.1 and 1e5, where draws, densities and gradients are finite."""
+    guide = pv.guides.Dirichlet().build(Shapes(data=(3,), latent=(6,)), pv.networks.Linear())
+    for size, end in ((-100.0, 0.1), (100.0, 1e5)):
+        with torch.no_grad():
+            guide.encoder.body[1].bias.fill_(size)
+        torch.testing.assert_close(guide.encode(torch.zeros(1, 3)), torch.full((1, 6), end))
+        concentration = torch.full((5000, 6), end, requires_grad=True)
+        q = guide.distribution(concentration)
+        z = q.rsample()
+        prior = pv.priors.LogisticNormal().build(Shapes(data=(3,), latent=(6,))).distribution()
+        total = q.log_prob(z) + prior.log_prob(z)
+        (gradient,) = torch.autograd.grad(total.sum(), concentration)
+        assert all(bool(part.isfinite().all()) for part in (total, gradient))
+
+
 def test_shapes():
     p = LogisticNormal(torch.randn(4, 1, 3), torch.rand(5, 3) + 0.1, validate_args=True)
     assert (p.batch_shape, p.event_shape) == ((4, 5), (3,))
@@ -201,3 +218,10 @@ def test_too_small_a_concentration_is_refused():
         pv.priors.Dirichlet(concentration=0.02)
     with pytest.raises(pv.SpecError, match="latent_dim 1 is too small for prior 'dirichlet'"):
         pv.VAESpec(prior="dirichlet", guide="dirichlet", latent_dim=1)
+
+
+def test_entries_below_the_smallest_are_held():
+    """At the least concentration: fewer than one in 1,000, and they keep the gradient finite."""
+    z = Dirichlet(torch.full((6,), LEAST_CONCENTRATION)).expand([200_000]).sample()
+    assert 2e-4 < float((z == SMALLEST).float().mean()) < 1e-3
+    assert float(z.min()) == pytest.approx(SMALLEST)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import pyro.distributions as dist
-
 from pyro_vae.guides.base import Guide, GuideModule, full_precision
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
 from pyro_vae.simplex import LEAST_CONCENTRATION
+from pyro_vae.simplex import Dirichlet as Distribution
 
 LOG_BOUNDS = (math.log(LEAST_CONCENTRATION), math.log(1e5))
 
@@ -31,4 +30,4 @@ class DirichletModule(GuideModule):
         return full_precision(self.encoder(x)).clamp(*LOG_BOUNDS).exp()
 
     def distribution(self, parameters):
-        return dist.Dirichlet(parameters)
+        return Distribution(parameters)

@@ -7,7 +7,8 @@ from pydantic import Field
 from pyro_vae.guides.base import Guide, GuideModule, full_precision
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
-from pyro_vae.relaxed_one_hot import LEAST_TEMPERATURE, RelaxedRows
+from pyro_vae.relaxed_one_hot import RelaxedRows
+from pyro_vae.simplex import LEAST_TEMPERATURE
 
 
 class Relaxed(Guide, name="relaxed"):

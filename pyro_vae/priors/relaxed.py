@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from pyro_vae.part import Shapes
 from pyro_vae.priors.base import Prior, PriorModule
-from pyro_vae.relaxed_one_hot import LEAST_TEMPERATURE, RelaxedRows
+from pyro_vae.relaxed_one_hot import RelaxedRows
+from pyro_vae.simplex import LEAST_TEMPERATURE
 
 
 class Relaxed(Prior, name="relaxed"):
