@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from pyro.distributions import TorchDistribution as Distribution
+from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
 from pyro_vae.component import Component
@@ -65,6 +67,10 @@ class GuideModule(Part):
         """q(z | parameters), with `event_shape` equal to the latent's shape."""
         raise NotImplementedError(f"{type(self).__name__} must write distribution(parameters)")
 
+    def infer(self) -> InferDict:
+        """What the sample statements tell Pyro, e.g. {"enumerate": "parallel"}: sum over values."""
+        return {}
+
     def top(self, x: Tensor) -> Distribution:
         """q of the level farthest from the data, given x alone."""
         return self.distribution(self.encode(x))
@@ -75,7 +81,7 @@ class GuideModule(Part):
 
     def forward(self, x: Tensor, given: Given | None = None) -> Tensor:
         """Make the sample statements; returns the latent `[..., *latent]`."""
-        return draw(self.steps(self.encode(x, given)))
+        return draw(self.steps(self.encode(x, given)), self.infer())
 
     def widen_model(self, x: Tensor, z: Tensor) -> None:
         """Sample statements that the guide adds to the model, of densities normalized given x, z.
@@ -91,3 +97,8 @@ LOG_SCALE_BOUNDS = (-9.2, 7.0)
 def positive(raw: Tensor) -> Tensor:
     """exp(raw) within bounds: the scale of a guide."""
     return raw.clamp(*LOG_SCALE_BOUNDS).exp()
+
+
+def full_precision(outputs: Tensor) -> Tensor:
+    """Network outputs as float32 or better, also under autocast."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))

@@ -25,9 +25,18 @@ class Prior(Component, family="prior"):
     labelled: ClassVar[bool] = False  # is it p(z|y)?
     leaves_out: ClassVar[bool] = False  # is it another one for each datum in training?
     needs_guide_density: ClassVar[bool] = False  # does p(z) evaluate q(z|u) at any z?
+    fewest_dims: ClassVar[int] = 1  # a smaller latent_dim leaves no latent: 2 on sphere and simplex
 
     def latent_shape(self, latent_dim: int) -> tuple[int, ...]:
-        """The shape of one datum's latent; a guide must have the same."""
+        """The shape of one datum's latent; a guide must have the same.
+
+        Raises: `ValueError` for fewer dimensions than `fewest_dims`.
+        """
+        if latent_dim < self.fewest_dims:
+            raise ValueError(
+                f"latent_dim {latent_dim} is too small for prior '{self.name}', whose "
+                f"{self.support} latents need {self.fewest_dims} or more"
+            )
         return (latent_dim,)
 
     def build(self, shapes: Shapes) -> PriorModule:
