@@ -187,9 +187,10 @@ def _labels(spec: VAESpec) -> Iterator[str]:
     if spec.label == "cluster" and spec.classes is None:
         yield "classes: missing; say how many clusters there are"
     if spec.guide.needs_mask and not spec.missing:
+        others = _named(Guide.registry, needs_mask=False, levels=spec.prior.levels)
         yield (
             f"guide '{spec.guide.name}' is told which values are known; set missing, or take a "
-            f"guide that is not: {_named(Guide.registry, needs_mask=False, levels=spec.prior.levels)}"
+            f"guide that is not: {others}"
         )
 
 

@@ -103,6 +103,7 @@ def evaluate(
             "progress": progress,
         }
         pair = vae.model, vae.guide
+        estimate: inference.Estimate
         if vae.bayesian:
             estimate = inference.log_predictive(*pair, batch, draws=how.global_draws, **settings)
         else:

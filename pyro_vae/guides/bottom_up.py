@@ -37,7 +37,7 @@ class BottomUpModule(GuideModule):
             spec.network.make((below,), (2 * above,)) for below, above in pairs
         )
         for net in self.above:  # levels begin near N(0, I)
-            net.shrink_outputs()
+            net.shrink_outputs()  # type: ignore[operator]
 
     def encode(self, x, given=None):
         loc, raw = self.encoder(x).chunk(2, -1)

@@ -13,6 +13,7 @@ from torch import nn
 from pyro_vae.component import OneOf
 from pyro_vae.guides.base import Guide, GuideModule, positive
 from pyro_vae.networks.base import Network
+from pyro_vae.networks.mlp import MLP
 from pyro_vae.part import Shapes
 
 
@@ -26,7 +27,7 @@ class ProductOfExperts(Guide, name="product_of_experts"):
 
     needs_mask = True
     embedding: PositiveInt = 8
-    network: Annotated[Any, OneOf(Network.registry)] = {"name": "mlp", "hidden": (32,)}
+    network: Annotated[Any, OneOf(Network.registry)] = MLP(hidden=(32,))
 
     def build(self, shapes: Shapes, encoder: Network) -> GuideModule:
         return ProductOfExpertsModule(shapes, encoder, self)

@@ -86,4 +86,3 @@ class BayesianNet(nn.Module):
     def set_output_bias(self, value: Tensor) -> bool:
         self.loc[-value.numel() :] = value.flatten().to(self.loc)
         return True
-

@@ -24,6 +24,7 @@ class Convolutional(Network):
 
     channels: tuple[PositiveInt, ...] = Field(default=(32, 64), min_length=1)
     hidden: PositiveInt = 256
+    pictures = True
     role: Literal["auto", "encoder", "decoder"] = "auto"
 
     def down(self, num_inputs: int, num_outputs: int) -> list[nn.Module]:

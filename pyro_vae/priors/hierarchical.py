@@ -61,7 +61,7 @@ class HierarchicalModule(PriorModule):
             spec.network.make((above,), (2 * below,)) for below, above in pairs
         )
         for net in self.below:  # levels begin near N(0, I)
-            net.shrink_outputs()
+            net.shrink_outputs()  # type: ignore[operator]
 
     def bind(self, vae) -> None:
         self.top.bind(vae)
