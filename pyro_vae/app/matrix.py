@@ -77,7 +77,8 @@ def show() -> None:
     rows = []
     for prior in Prior.registry:  # type: ignore[attr-defined]
         own = [c for c in found if c.prior == prior]
-        refused = (f"{c.guide} ({MARKS[c.reason]})" for c in own if not c.works)
+        reasons = Counter(MARKS[c.reason] for c in own if not c.works)
+        refused = (f"{n} {mark}" for mark, n in sorted(reasons.items()))
         works = ", ".join(c.guide for c in own if c.works)
         rows.append((prior, works or "none", ", ".join(refused)))
     show_table("priors and guides", ("prior", "guides that work", "refused"), rows)
