@@ -46,6 +46,8 @@ from inference.objectives.elbo import ELBO
 from inference.objectives.free_bits import FreeBits
 from inference.objectives.info_vae import InfoVAE
 from inference.objectives.iwae import IWAE
+from inference.objectives.m2 import M2
+from inference.objectives.reconstruction import Reconstruction
 from inference.objectives.registry import OBJECTIVES
 from inference.objectives.renyi import Renyi
 from inference.objectives.reweighted_wake_sleep import ReweightedWakeSleep
@@ -63,6 +65,7 @@ __all__ = [
     "ENGINES",
     "ESTIMATORS",
     "IWAE",
+    "M2",
     "OBJECTIVES",
     "SCHEDULES",
     "SMC",
@@ -96,6 +99,7 @@ __all__ = [
     "PairError",
     "PredictiveEstimate",
     "Quadrature",
+    "Reconstruction",
     "Reference",
     "Renyi",
     "RequestError",

@@ -38,7 +38,8 @@ class LogWeights:
     `dimensions` says where particles and data stand in `latents` and in the batch shapes of the
     distributions. Draws that were made one at a time have none in common; `parts` holds each one's
     record, without a particle dimension. `log_q_stopped`, on request, is log q as a function of
-    the draws alone, the guide's parameters held still; the draws then pass `taps`.
+    the draws alone, the guide's parameters held still; the draws then pass `taps`. `notes` are
+    values that the guide tells by `pyro.deterministic`.
     """
 
     latents: dict[str, Tensor]
@@ -53,6 +54,7 @@ class LogWeights:
     dimensions: Dimensions | None = None
     parts: tuple[LogWeights, ...] = ()
     log_q_stopped: dict[str, Tensor] = field(default_factory=dict)
+    notes: dict[str, Tensor] = field(default_factory=dict)
     taps: Taps | None = None
 
     @property
@@ -100,6 +102,11 @@ def from_traces(model_trace, guide_trace, reduce) -> LogWeights:
         model_fn={name: _masked(site) for name, site in in_model.items()},
         guide_fn={name: _masked(site) for name, site in in_guide.items()},
         ulp=_root_of_squares([ulp for _, ulp in (*p.values(), *q.values())]),
+        notes={
+            name: site["value"]
+            for name, site in guide_trace.nodes.items()
+            if site["type"] == "sample" and site["infer"].get("_deterministic")
+        },
     )
 
 

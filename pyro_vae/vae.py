@@ -18,6 +18,8 @@ from pyro_vae.labels import Labels
 from pyro_vae.part import Shapes
 from pyro_vae.spec import VAESpec
 
+FINALIZED = 1000  # training data decoded at a time
+
 
 class VAE(nn.Module):
     """A variational autoencoder whose `model` and `guide` are Pyro programs.
@@ -203,7 +205,8 @@ class VAE(nn.Module):
             mean = (x * known).sum(0) / known.sum(0).clamp_min(1)
             x = torch.where(given.mask, x, mean)
         self.likelihood.initialize(x)
-        start = self.likelihood.initial_output(x)
+        told = () if given.exposure is None else (given.exposure,)
+        start = self.likelihood.initial_output(x, *told)
         if start is not None:
             self.decoder.set_output_bias(start)
         return self
@@ -217,6 +220,21 @@ class VAE(nn.Module):
         given = replace(given, y=self._known(given))
         parameters = self.guide_module.encode(self._seen(given), given)
         return self.guide_module.distribution(parameters)
+
+    @torch.no_grad()
+    def finalize(self, *values: Tensor, **named: Tensor) -> VAE:
+        """Set what is fitted to all training data in closed form: an `optimal` sigma."""
+        given = self.read(*values, **named)
+        columns = given_values(given, self.columns)
+
+        def decoded():
+            for rows in zip(*(item.split(FINALIZED) for item in columns), strict=True):
+                some = self.read(*rows)
+                y = self._known(some)
+                yield self.outputs(self.encode(*rows).sample(), y), some.x, some.mask
+
+        self.likelihood.finalize(decoded())
+        return self
 
     def likely_labels(self, *values: Tensor, **named: Tensor) -> Tensor | None:
         """Labels `[batch]`: those given, and where a latent one is missing the most probable."""

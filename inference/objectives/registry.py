@@ -9,6 +9,8 @@ from inference.objectives.elbo import ELBO
 from inference.objectives.free_bits import FreeBits
 from inference.objectives.info_vae import InfoVAE
 from inference.objectives.iwae import IWAE
+from inference.objectives.m2 import M2
+from inference.objectives.reconstruction import Reconstruction
 from inference.objectives.renyi import Renyi
 from inference.objectives.reweighted_wake_sleep import ReweightedWakeSleep
 from inference.objectives.stl import STL
@@ -27,4 +29,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "total_correlation": TotalCorrelation,
     "reweighted_wake_sleep": ReweightedWakeSleep,
     "thermodynamic": Thermodynamic,
+    "m2": M2,
+    "reconstruction": Reconstruction,
 }

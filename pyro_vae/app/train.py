@@ -14,6 +14,7 @@ from torch import Tensor
 
 import inference
 import pyro_vae
+from inference.isolation import own_randomness
 from pyro_vae.app.columns import Batch, arguments, on, splits
 from pyro_vae.app.experiment import ExperimentSpec, differences, resolve
 from pyro_vae.app.files import json_line, write_json_lines
@@ -65,6 +66,7 @@ def train(
         run.sweep()
     with _failures(run):
         result = _fit(run, spec, dataset, vae, resume, progress)
+        _finalize(vae, spec, dataset)
         run.write_spec(_with_engine(spec, result.engine))
         run.write_weights(vae)
         _describe(run, dataset, vae, result)
@@ -180,6 +182,14 @@ def _failures(run: Run) -> Iterator[None]:
         if not run.has_checkpoint:
             run.discard()
         raise
+
+
+def _finalize(vae: VAE, spec: ExperimentSpec, dataset: Dataset) -> None:
+    """What is fitted to all training data in closed form, under the weights as they now are."""
+    vae.eval()
+    batch = on(arguments(dataset, "train", spec.model), next(vae.parameters()).device)
+    with own_randomness(spec.train.seed):
+        vae.finalize(*batch)
 
 
 def _append(run: Run, row: Mapping[str, Any]) -> None:

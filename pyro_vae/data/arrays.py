@@ -29,6 +29,7 @@ class ArrayData(GreyData):
 
     Other integers that are not negative are counts.
 
+    NaN stands for a value that is missing: it becomes 0, and a mask tells so.
     `validation` and `test` rows are held out of the training data by a permutation that never
     changes, where they are not given apart.
     """
@@ -36,18 +37,36 @@ class ArrayData(GreyData):
     test: NonNegativeInt = 0
 
     def from_arrays(
-        self, arrays: Mapping[str, Any], labels: Mapping[str, Any], name: str, where: str
+        self,
+        arrays: Mapping[str, Any],
+        labels: Mapping[str, Any],
+        name: str,
+        where: str,
+        exposures: Mapping[str, Any] | None = None,
     ) -> Dataset:
         """The data set of one array per split. `where` begins the error messages."""
         checked = _check_arrays(arrays, where)
         levels = _levels(checked)
         integers = all(array.dtype.kind in "ui" for array in checked.values())
+        masks: dict[str, np.ndarray] = {}
         if levels is None:
             checked = {split: _finite(array, split, where) for split, array in checked.items()}
+            masks = {split: ~np.isnan(array) for split, array in checked.items()}
+            if all(mask.all() for mask in masks.values()):
+                masks = {}
+            checked = {split: np.nan_to_num(array, copy=False) for split, array in checked.items()}
         self._check_values(checked, levels, where)
         known = _check_labels(labels, checked, where)
+        told = _check_exposures(exposures or {}, checked, where)
         splits = {
-            split: Rows(array, known.get(split), STREAMS[split]) for split, array in checked.items()
+            split: Rows(
+                array,
+                known.get(split),
+                STREAMS[split],
+                mask=masks.get(split),
+                exposure=told.get(split),
+            )
+            for split, array in checked.items()
         }
         self._check_counts(splits, where)
         cut = {**self.hold_out(name, splits.pop("train"), self.test), **splits}
@@ -88,16 +107,17 @@ class Arrays(ArrayData, name="arrays"):
     """Your own data from a .npz, .safetensors or .npy file.
 
     A .npz or .safetensors file holds `train`, and if you like `validation`, `test`,
-    `train_labels`, `validation_labels` and `test_labels`; or one array `x` with `labels`, cut by
-    `validation` and `test`, as a .npy file is. Data have shape `[N, ...]`. Nothing is unpickled.
+    `train_labels`, `validation_labels` and `test_labels`, and `train_exposure` and so on; or one
+    array `x` with `labels` and `exposure`, cut by `validation` and `test`, as a .npy file is. Data
+    have shape `[N, ...]`. Nothing is unpickled.
     """
 
     path: str = Field(min_length=1)
 
     def load(self) -> Dataset:
         path = Path(self.path).expanduser()
-        arrays, labels = _sort(_read(path), str(path))
-        return self.from_arrays(arrays, labels, self.name, str(path))
+        arrays, labels, exposures = _sort(_read(path), str(path))
+        return self.from_arrays(arrays, labels, self.name, str(path), exposures)
 
 
 def dataset_from_arrays(
@@ -106,6 +126,7 @@ def dataset_from_arrays(
     test: Any = None,
     labels: Mapping[str, Any] | None = None,
     name: str = "arrays",
+    exposures: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Dataset:
     """The data set of tensors or arrays `[N, ...]`, checked as those of a file are.
@@ -113,6 +134,7 @@ def dataset_from_arrays(
     Args:
         validation, test: arrays, or how many training data to hold out.
         labels: per split, one integer per row.
+        exposures: per split, one positive number per row.
         fields: those of the data `arrays`: binarize, dequantize, train_size, ...
 
     >>> dataset = dataset_from_arrays(torch.rand(100, 8, 8), binarize="dynamic")
@@ -124,7 +146,8 @@ def dataset_from_arrays(
         (fields if isinstance(value, int) else given)[split] = value
     arrays = {split: _as_numpy(array) for split, array in given.items() if array is not None}
     known = {split: _as_numpy(array) for split, array in (labels or {}).items()}
-    return ArrayData(**fields).from_arrays(arrays, known, name, f"data '{name}'")
+    told = {split: _as_numpy(array) for split, array in (exposures or {}).items()}
+    return ArrayData(**fields).from_arrays(arrays, known, name, f"data '{name}'", told)
 
 
 # Files -----------------------------------------------------------------------------------------
@@ -180,15 +203,17 @@ def _as_numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def _sort(
-    held: Mapping[str, np.ndarray], where: str
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What a file holds, as arrays and labels per split."""
-    data = [key for key in held if key != "labels"]
+def _sort(held: Mapping[str, np.ndarray], where: str) -> tuple[dict[str, np.ndarray], ...]:
+    """What a file holds, as arrays, labels and exposures per split."""
+    data = [key for key in held if key not in ("labels", "exposure")]
     if "train" not in held and len(data) == 1:
-        known = {"train": held["labels"]} if "labels" in held else {}
-        return {"train": held[data[0]]}, known
-    keys = [*SPLITS, *(f"{split}_labels" for split in SPLITS)]
+        own = ({"train": held[key]} if key in held else {} for key in ("labels", "exposure"))
+        return {"train": held[data[0]]}, *own
+    keys = [
+        *SPLITS,
+        *(f"{split}_labels" for split in SPLITS),
+        *(f"{split}_exposure" for split in SPLITS),
+    ]
     if "train" not in held:
         found = ", ".join(map(repr, held)) or "nothing"
         raise DataError(
@@ -199,8 +224,11 @@ def _sort(
         if key not in keys:
             raise DataError(f"{where}: holds '{key}', which means nothing here{nearest(key, keys)}")
     arrays = {split: held[split] for split in SPLITS if split in held}
-    known = {split: held[f"{split}_labels"] for split in SPLITS if f"{split}_labels" in held}
-    return arrays, known
+    beside = (
+        {split: held[f"{split}_{what}"] for split in SPLITS if f"{split}_{what}" in held}
+        for what in ("labels", "exposure")
+    )
+    return arrays, *beside
 
 
 # Checks ----------------------------------------------------------------------------------------
@@ -252,17 +280,36 @@ def _levels(arrays: Mapping[str, np.ndarray]) -> int | None:
 
 
 def _finite(array: np.ndarray, split: str, where: str) -> np.ndarray:
-    """The array as float32. Raises `DataError` for NaN and infinite values."""
+    """The array as float32. Raises `DataError` for infinite values, and where nothing is known."""
     with np.errstate(over="ignore", invalid="ignore"):
         found = array.astype(np.float32)
-    bad = ~np.isfinite(found.reshape(len(found), -1))
+    bad = np.isinf(found.reshape(len(found), -1))
     rows = np.asarray(bad.any(1))
     if rows.any():
         raise DataError(
-            f"{where}: '{split}' holds {bad.sum()} NaN or infinite values in {rows.sum()} of "
-            f"{len(rows)} rows, the first in row {rows.argmax()}; remove or impute them"
+            f"{where}: '{split}' holds {bad.sum()} infinite values in {rows.sum()} of "
+            f"{len(rows)} rows, the first in row {rows.argmax()}; remove them, or write NaN where "
+            "a value is missing"
         )
     return found
+
+
+def _check_exposures(
+    exposures: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], where: str
+) -> dict[str, np.ndarray]:
+    for split, given in exposures.items():
+        num_rows = len(arrays.get(split, ()))
+        if given.shape != (num_rows,) or given.dtype.kind not in "uif":
+            raise DataError(
+                f"{where}: the exposures of '{split}' have shape {given.shape} and hold "
+                f"{_kind(given)}; expected one positive number for each of {num_rows} rows"
+            )
+        if not bool((np.isfinite(given) & (given > 0)).all()):
+            raise DataError(f"{where}: the exposures of '{split}' are not all positive")
+    missing = [split for split in arrays if exposures and split not in exposures]
+    if missing:
+        raise DataError(f"{where}: '{missing[0]}' has no exposures, but other splits have some")
+    return {s: given.astype(np.float32) for s, given in exposures.items() if s in arrays}
 
 
 def _check_labels(

@@ -81,11 +81,23 @@ class GreyData(Data):
             for split, rows in splits.items()
             if rows.labels is not None
         }
+        masks = {
+            split: torch.from_numpy(rows.pick(rows.mask))
+            for split, rows in splits.items()
+            if rows.mask is not None
+        }
+        exposures = {
+            split: torch.from_numpy(rows.pick(rows.exposure))
+            for split, rows in splits.items()
+            if rows.exposure is not None
+        }
         transform = AddNoise(levels) if dequantized and levels else None
         return Dataset(
             name=name,
             **{split: tensors.get(split, empty) for split in SPLITS},
             labels=labels,
+            masks=masks,
+            exposures=exposures,
             support=self._support(tensors, levels, integers),
             train_transform=draw_binary if self.binarize == "dynamic" else transform,
             levels=levels if self.binarize == "none" else None,

@@ -6,7 +6,7 @@ global generator: the same request gives the same data on every machine and in e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,9 @@ BLOCK = 1 << 22  # numbers drawn at a time
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of an array as a file holds it, with the labels of all its rows.
+    """Some rows of an array as a file holds it, with what belongs to all its rows.
+
+    Labels, which values are known (`mask`, the others are 0) and exposures, where there are any.
 
     A row's noise follows from the seed, the `stream` and the row's place in the array: it stays
     the same whichever other rows are chosen.
@@ -27,6 +29,8 @@ class Rows:
     labels: np.ndarray | None = None
     stream: int = 0
     index: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    exposure: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.array) if self.index is None else len(self.index)
@@ -54,7 +58,7 @@ class Rows:
     def _take(self, positions: np.ndarray) -> Rows:
         positions = np.sort(positions)
         index = positions if self.index is None else self.index[positions]
-        return Rows(self.array, self.labels, self.stream, index)
+        return replace(self, index=index)
 
 
 def permutation(seed: int, size: int) -> np.ndarray:
