@@ -176,7 +176,7 @@ def _labels(spec: VAESpec) -> Iterator[str]:
     if spec.label == "none" and spec.prior.labelled:
         yield (
             f"prior '{spec.prior.name}' is p(z|y), but there is no label; set label to condition, "
-            "latent or cluster, or take a prior without one: "
+            "latent or cluster; without one, priors that fit: "
             f"{_named(Prior.registry, labelled=False)}"
         )
     if spec.label == "cluster" and not spec.prior.labelled:
@@ -189,8 +189,8 @@ def _labels(spec: VAESpec) -> Iterator[str]:
     if spec.guide.needs_mask and not spec.missing:
         others = _named(Guide.registry, needs_mask=False, levels=spec.prior.levels)
         yield (
-            f"guide '{spec.guide.name}' is told which values are known; set missing, or take a "
-            f"guide that is not: {others}"
+            f"guide '{spec.guide.name}' is told which values are known; set missing; without it, "
+            f"guides that fit: {others}"
         )
 
 

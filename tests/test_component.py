@@ -132,7 +132,11 @@ def test_a_spec_is_frozen():
         ({"guide": {"name": "meanfield"}}, "guide", "did you mean 'mean_field'?"),
         ({"likelihood": "bernouli"}, "likelihood", "did you mean 'bernoulli'?"),
         ({"encoder": "cnov"}, "encoder", "no network is called 'cnov'; did you mean 'conv'?"),
-        ({"prior": "qqqqq"}, "prior", "Choices: exemplar, flow, gaussian, gaussian_mixture"),
+        (
+            {"prior": "qqqqq"},
+            "prior",
+            "Choices: categorical, conditional, dirichlet, exemplar, flow",
+        ),
         ({"latent_dims": 3}, "latent_dims", "no such field of VAESpec; did you mean 'latent_dim'?"),
         (
             {"prior": {"name": "vamp", "componets": 3}},

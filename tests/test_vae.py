@@ -158,7 +158,9 @@ def test_vamp_refuses_a_guide_without_density():
     [line] = str(caught.value).splitlines()
     assert "prior 'vamp' evaluates q(z|u) at any z" in line
     assert "guide 'iaf' offers that density only one dimension at a time" in line
-    assert line.endswith("guides that fit: coupling, full_rank, low_rank, mean_field, mixture")
+    assert line.endswith(
+        "guides that fit: coupling, full_rank, low_rank, mean_field, mixture, product_of_experts"
+    )
 
 
 def test_supports_must_agree():
@@ -173,7 +175,9 @@ def test_supports_must_agree():
         [line] = str(caught.value).splitlines()
         assert "prior 'standard_normal' has real latents" in line
         assert "guide 'test_on_torus' torus ones" in line
-        real = {n: g for n, g in pv.Guide.registry.items() if g.support == "real"}
+        real = {
+            n: g for n, g in pv.Guide.registry.items() if (g.support, g.levels) == ("real", "one")
+        }
         assert line.endswith(f"guides that fit: {', '.join(real)}")
         scored = ", ".join(n for n, g in real.items() if g.density == "anywhere")
         with pytest.raises(SpecError, match=rf"guides that fit: {scored}$"):
