@@ -1,0 +1,133 @@
+"""Values that are missing: the density is that of the known ones; nothing of the others leaks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import inference
+import pyro_vae as pv
+from pyro_vae.data.arrays import dataset_from_arrays
+from pyro_vae.errors import DataError, RequestError
+
+SHAPE = (5,)
+NET = pv.networks.MLP(hidden=(8,))
+GRID = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+
+
+def build(guide="mean_field", likelihood="bernoulli"):
+    torch.manual_seed(3)
+    fields = {"data_shape": SHAPE, "latent_dim": 1, "missing": True}
+    vae = pv.VAE(encoder=NET, decoder=NET, guide=guide, likelihood=likelihood, **fields)
+    vae.guide_module.encoder.shrink_outputs(0.2)  # near the prior: weights without a heavy tail
+    return vae.double().eval()
+
+
+def data(rows=6):
+    torch.manual_seed(0)
+    x = (torch.rand(rows, *SHAPE) < 0.5).double()
+    mask = torch.rand(rows, *SHAPE) < 0.6
+    mask[0] = True
+    mask[1] = False  # nothing is known: log p is 0
+    return x, mask
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "product_of_experts"])
+def test_log_p_is_that_of_the_known_values(guide):
+    vae, (x, mask) = build(guide), data()
+    with torch.no_grad():
+        p = vae.decode(GRID[:, None]).base_dist.log_prob(x[:, None])  # [N, grid, D]
+        each = (p * mask[:, None]).sum(-1) + torch.distributions.Normal(0, 1).log_prob(GRID)
+        exact = torch.logsumexp(each, 1) + math.log(float(GRID[1] - GRID[0]))
+        whole = p.sum(-1) + torch.distributions.Normal(0, 1).log_prob(GRID)
+    found = inference.log_marginal(
+        vae.model,
+        vae.guide,
+        (x, mask),
+        estimator=inference.Importance(num_samples=20_000),
+        engine="eager",
+        precision="float64",
+        progress=False,
+    )
+    assert ((found.value - exact).abs() < 5 * found.std_error + 1e-3).all()
+    assert float(exact[1]) == pytest.approx(0.0, abs=1e-6)
+    # The wrong twin scores hidden zeros as if they had been seen.
+    wrong = torch.logsumexp(whole, 1) + math.log(float(GRID[1] - GRID[0]))
+    far = (found.value - wrong).abs() > 5 * found.std_error + 1e-3
+    assert far[(~mask).any(1)].all()
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "product_of_experts"])
+def test_hidden_values_leave_no_trace(guide):
+    vae, (x, mask) = build(guide), data()
+    other = torch.where(mask, x, 1 - x)
+    first, second = (
+        inference.bound(vae.model, vae.guide, (values, mask), num_samples=4, engine="eager")
+        for values in (x, other)
+    )
+    assert torch.equal(first.per_datum, second.per_datum)
+    torch.manual_seed(0)
+    made = vae.reconstruct(x, mask)
+    torch.manual_seed(0)
+    assert torch.equal(made, vae.reconstruct(other, mask))
+
+
+def test_an_expert_whose_value_is_missing_has_no_say():
+    vae, (x, _) = build("product_of_experts"), data()
+    module = vae.guide_module
+    with torch.no_grad():
+        for p in module.encoder.parameters():
+            p.zero_()  # what speaks for all values together says N(0, 1)
+        mask = torch.zeros_like(x, dtype=torch.bool)
+        q = vae.encode(x, mask)
+        torch.testing.assert_close(q.variance, torch.full_like(q.variance, 0.5))
+        mask[:, 2] = True
+        one = vae.encode(x, mask)
+        assert bool((one.variance < q.variance).all())
+        moved = x.clone()
+        moved[:, 3] = 7.0
+        torch.testing.assert_close(vae.encode(moved, mask).mean, one.mean)
+        moved[:, 2] += 1.0
+        assert float((vae.encode(moved, mask).mean - one.mean).abs().min()) > 0
+
+
+def test_nan_stands_for_a_missing_value():
+    x = torch.rand(20, 3)
+    x[2, 1] = float("nan")
+    found = dataset_from_arrays(x, test=5)
+    assert bool(found.train.isfinite().all())
+    assert sum(int((~mask).sum()) for mask in found.masks.values()) == 1
+    assert dataset_from_arrays(torch.rand(20, 3)).masks == {}
+
+
+def test_hidden_shares_and_labels():
+    data = pv.data.Digits(missing=0.5, labelled=33)
+    found, again = data.prepared(), data.prepared()
+    for split, mask in found.masks.items():
+        share = float(mask.double().mean())
+        assert share == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(mask.numel()))
+        assert torch.equal(mask, again.masks[split])
+        assert float(getattr(found, split)[~mask].abs().sum()) == 0
+    known = found.labels["train"]
+    counts = np.bincount(known[known >= 0].numpy())
+    assert counts.sum() == 33
+    assert counts.max() - counts.min() <= 1
+    assert bool((found.labels["test"] >= 0).all())
+    whole = data.load().labels["train"]
+    assert torch.equal(whole[known >= 0], known[known >= 0])
+    other = pv.data.Digits(missing=0.5, labelled=33, hiding_seed=1).prepared()
+    assert not torch.equal(other.masks["train"], found.masks["train"])
+
+
+def test_more_labels_than_there_are():
+    with pytest.raises(DataError, match=r"labelled: 5000, but data 'digits' has 1200 labels"):
+        pv.data.Digits(labelled=5000).prepared()
+
+
+def test_a_mask_is_asked_for():
+    vae, (x, _) = build(), data()
+    with pytest.raises(RequestError, match="mask: missing"):
+        vae.encode(x)
