@@ -28,6 +28,7 @@ OFFERS = {
     "sequential": "offers that density only one dimension at a time",
     "own samples": "knows its density only at its own samples",
     "given the prior": "needs the prior itself for that density",
+    "none": "has no density",
     "joint": "knows its density only together with an auxiliary latent's",
 }
 

@@ -223,7 +223,7 @@ def test_densities_are_declared():
     real = {n: g for n, g in pv.Guide.registry.items() if (g.support, g.levels) == ("real", "one")}
     assert {name: guide.density for name, guide in real.items()} == {
         "product_of_experts": "anywhere",
-        "point": "own samples",
+        "point": "none",
         "mean_field": "anywhere",
         "full_rank": "anywhere",
         "low_rank": "anywhere",

@@ -45,11 +45,16 @@ def train_command(args: Namespace) -> None:
     name = Path(source or DEFAULT_PRESET).stem
     run = train.train(spec, args.out, resume=args.resume, progress=not args.quiet, name=name)
     summary = run.summary()
-    elbo = f"{summary['elbo']:.3f} +- {summary['elbo_std_error']:.2g}"
+    told, following = "Its guide has no density, so there is no bound", "probe"
+    if "elbo" in summary:
+        told = (
+            f"ELBO {summary['elbo']:.3f} +- {summary['elbo_std_error']:.2g} nats per datum on "
+            f"{summary['bound_split']} data, a lower bound on log p(x)"
+        )
+        following = "evaluate"
     say(
-        f"{run.path}: {summary['message']}. ELBO {elbo} nats per datum on "
-        f"{summary['bound_split']} data, a lower bound on log p(x). Pictures: {run.pictures}. "
-        f"Next: pyro-vae evaluate {run.path}{_imports(args)}"
+        f"{run.path}: {summary['message']}. {told}. Pictures: {run.pictures}. "
+        f"Next: pyro-vae {following} {run.path}{_imports(args)}"
     )
 
 

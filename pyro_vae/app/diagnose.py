@@ -14,7 +14,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 import inference
 from pyro_vae.app.columns import Batch, arguments, batch_fingerprint, choose, on
-from pyro_vae.app.evaluate import chosen
+from pyro_vae.app.evaluate import check_density, chosen
 from pyro_vae.app.experiment import EvaluateSpec, devices
 from pyro_vae.app.files import write_json, write_tensors
 from pyro_vae.app.local import local_guide
@@ -94,6 +94,7 @@ def diagnose(
     weights = run.weights_fingerprint()
     vae = run.vae()
     vae.to(device)
+    check_density(run, vae)
     every = arguments(run.spec.data.prepared(), how.split, vae.spec)
     there = len(every[0])
     batch = on(choose(every, how.num_data or min(NUM_DATA, there)), device)

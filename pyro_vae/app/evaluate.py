@@ -82,6 +82,7 @@ def evaluate(
     weights = run.weights_fingerprint()
     vae = run.vae()
     vae.to(device)
+    check_density(run, vae)
     dataset = run.spec.data.prepared()
     batch = choose(arguments(dataset, how.split, vae.spec), how.num_data)
     batch = on(batch, device)
@@ -125,6 +126,16 @@ def evaluate(
         summary |= {**own, **_bits(vae, dataset, estimate), **beside}
     run.write_evaluation(estimate.arrays(), summary, kind)
     return estimate, summary
+
+
+def check_density(run: Run, vae: VAE) -> None:
+    """Raises `RequestError` for a guide whose draws have no weights."""
+    if vae.spec.guide.density == "none":
+        raise RequestError(
+            f"{run.path}: guide '{vae.spec.guide.name}' has no density, so log p(x) cannot be "
+            "estimated by it; train with another guide, e.g. model.guide=mean_field, or ask what "
+            f"is in its latents: pyro-vae probe {run.path}"
+        )
 
 
 def kind_of(estimator: str) -> str:

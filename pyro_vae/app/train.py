@@ -212,7 +212,6 @@ def _describe(run: Run, dataset: Dataset, vae: VAE, result: inference.FitResult)
     draw_all(vae, x, labels, result.history, run.pictures)
     device = next(vae.parameters()).device
     shown = on(arguments(dataset, split, run.spec.model), device)
-    bound = inference.bound(*local_pair(vae), shown)
     run.write_summary(
         {
             "status": result.status,
@@ -229,11 +228,7 @@ def _describe(run: Run, dataset: Dataset, vae: VAE, result: inference.FitResult)
             "num_weights": vae.num_weights,
             "num_train": len(dataset.train),
             "bound_split": split,
-            "elbo": bound.elbo,
-            "elbo_std_error": bound.elbo_std_error,
-            "reconstruction": bound.reconstruction,
-            "kl": bound.kl,
-            "kl_kind": bound.kl_kind,
+            **_bound(vae, shown),
             "data_fingerprint": dataset.fingerprint("train"),
             "versions": {
                 "pyro_vae": pyro_vae.__version__,
@@ -243,6 +238,20 @@ def _describe(run: Run, dataset: Dataset, vae: VAE, result: inference.FitResult)
             },
         }
     )
+
+
+def _bound(vae: VAE, batch: Batch) -> dict[str, Any]:
+    """The ELBO and its parts; empty for a guide of points, which has no density."""
+    if vae.spec.guide.density == "none":
+        return {}
+    bound = inference.bound(*local_pair(vae), batch)
+    return {
+        "elbo": bound.elbo,
+        "elbo_std_error": bound.elbo_std_error,
+        "reconstruction": bound.reconstruction,
+        "kl": bound.kl,
+        "kl_kind": bound.kl_kind,
+    }
 
 
 def picture_data(dataset: Dataset, split: str, model: VAESpec) -> tuple[Batch, Tensor | None]:

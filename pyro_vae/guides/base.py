@@ -16,7 +16,7 @@ from pyro_vae.levels import Step, draw
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Part, Shapes
 
-Density = Literal["anywhere", "sequential", "own samples", "given the prior", "joint"]
+Density = Literal["anywhere", "sequential", "own samples", "given the prior", "joint", "none"]
 
 
 class Guide(Component, family="guide"):
@@ -24,7 +24,7 @@ class Guide(Component, family="guide"):
 
     `density` says where log q(z|x) can be evaluated: `anywhere`, `sequential` (one dimension at a
     time: slow), only at the guide's `own samples`, anywhere `given the prior` (which therefore
-    cannot be made of it), or only as `joint` density with an auxiliary latent.
+    cannot be made of it), only as `joint` density with an auxiliary latent, or not at all (`none`).
     """
 
     support: ClassVar[str] = "real"

@@ -16,7 +16,7 @@ class Point(Guide, name="point"):
     with this guide, whose draws have no weights.
     """
 
-    density = "own samples"
+    density = "none"
 
     def build(self, shapes: Shapes, encoder: Network) -> GuideModule:
         return PointModule(shapes, encoder, shapes.latent_dim)
