@@ -161,6 +161,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     elif command == "list":
         add("family", nargs="?", help="priors, guides, likelihoods, networks, datasets, ...")
         add("--matrix", action="store_true", help="which priors and guides work together")
+        add("--out", metavar="FILE", help="draw the matrix, too, in this PNG file")
     add(
         "--import",
         dest="modules",

@@ -18,6 +18,7 @@ from pyro_vae.app.experiment import (
     override,
 )
 from pyro_vae.app.overrides import split_request
+from pyro_vae.app.pictures.matrix import matrix as draw_matrix
 from pyro_vae.app.run import Run
 from pyro_vae.app.tables import say
 from pyro_vae.errors import DataError, RequestError
@@ -143,7 +144,14 @@ def latent_command(args: Namespace) -> None:
 def list_command(args: Namespace) -> None:
     if args.matrix and args.family is not None:
         raise RequestError("--matrix: shows priors with guides; leave out the family")
-    matrix.show() if args.matrix else listing.show(args.family)
+    if args.out is not None and not args.matrix:
+        raise RequestError("--out: draws the matrix; add --matrix")
+    if not args.matrix:
+        listing.show(args.family)
+        return
+    matrix.show()
+    if args.out is not None:
+        _show(draw_matrix(list(matrix.combinations()), matrix.MARKS, args.out))
 
 
 def schema_command(args: Namespace) -> None:

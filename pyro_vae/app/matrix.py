@@ -15,9 +15,9 @@ from pyro_vae.priors.base import Prior
 from pyro_vae.spec import Reason, VAESpec, refusals
 
 MARKS: dict[str, str] = {
-    "levels differ": "l",
-    "supports differ": "s",
-    "no density there": "d",
+    "levels differ": "L",
+    "supports differ": "S",
+    "no density there": "D",
 }
 
 
