@@ -130,14 +130,19 @@ def refusals(spec: VAESpec) -> Iterator[Refusal]:
 
 def _levels(spec: VAESpec) -> Iterator[str]:
     many = "many" if spec.levels else "one"
-    for part, registry in ((spec.prior, Prior.registry), (spec.guide, Guide.registry)):
+    for part in (spec.prior, spec.guide):
         if part.levels != many:
+            fitting = _named(Prior.registry, levels=many)
+            if part is spec.guide and spec.prior.levels == many:
+                fitting = _guides(spec)
+            elif part is spec.guide:
+                fitting = _named(Guide.registry, levels=many)
             instead = "one number" if many == "many" else "one for each level, e.g. [32, 8]"
             has = {"one": "one level", "many": "two or more levels"}[part.levels]
             yield (
                 f"{part.family} '{part.name}' has {has} of latents, but latent_dim "
                 f"{spec.latent_dim} asks for {many}; {part.family}s that fit: "
-                f"{_named(registry, levels=many)}; or give latent_dim {instead}"
+                f"{fitting}; or give latent_dim {instead}"
             )
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
-from contract import check, fields_of
+import torch
+from contract import batch_for, check, fields_of
 
-from pyro_vae.app.matrix import combinations, summary
+import inference
+import pyro_vae as pv
+from pyro_vae.app.matrix import combination, combinations, summary
 from pyro_vae.guides.base import Guide
 from pyro_vae.likelihoods.base import Likelihood
 from pyro_vae.priors.base import Prior
 
 OURS = "pyro_vae."  # other tests define components of their own
 ENCODERS = ("mlp", "gated_mlp", "linear", "conv", "gated_conv", "resnet")
-WITH_FIELDS: set[str] = set()  # likelihoods that nothing but their own test can ask for
 
 
 def members(registry):
@@ -25,7 +28,7 @@ def members(registry):
 def every_combination():
     """prior x guide x likelihood that work, networks rotating."""
     pairs = [c for c in combinations() if c.works and _ours(c)]
-    names = [name for name in members(Likelihood.registry) if name not in WITH_FIELDS]
+    names = members(Likelihood.registry)
     networks = itertools.cycle(itertools.product(ENCODERS, ENCODERS))
     for pair, likelihood in itertools.product(pairs, names):
         encoder, decoder = next(networks)
@@ -72,8 +75,96 @@ def test_every_combination_keeps_the_contract(row):
     check(fields)
 
 
-def test_counts(capsys):
+def test_counts():
     found = [c for c in combinations() if _ours(c)]
     print(summary(found))
     assert {c.reason for c in found} <= {"", "levels differ", "supports differ", "no density there"}
     assert sum(c.works for c in found) > len(found) / 3
+
+
+MUST_WORK = """
+standard_normal mean_field bernoulli; standard_normal full_rank gaussian; vamp mean_field bernoulli
+standard_normal iaf bernoulli; standard_normal spline gaussian; standard_normal planar bernoulli
+standard_normal sylvester bernoulli; standard_normal semi_amortized bernoulli
+standard_normal auxiliary bernoulli; standard_normal low_rank laplace; flow iaf gaussian
+standard_normal mixture bernoulli; gaussian_mixture mean_field bernoulli; flow mean_field gaussian
+gaussian full_rank student_t; laplace mean_field gaussian; horseshoe mean_field gaussian
+exemplar mean_field bernoulli; vamp full_rank gaussian; vamp coupling bernoulli
+hierarchical bottom_up bernoulli; hierarchical ladder bernoulli; hierarchical top_down gaussian
+hyperspherical power_spherical bernoulli; hyperspherical von_mises_fisher bernoulli
+dirichlet logistic_normal multinomial; logistic_normal logistic_normal multinomial
+categorical categorical bernoulli; relaxed relaxed bernoulli; conditional mean_field poisson
+standard_normal mean_field discretized_logistic; standard_normal mean_field negative_binomial
+standard_normal product_of_experts bernoulli; standard_normal mean_field mixed
+"""
+
+MUST_BE_REFUSED = """
+vamp iaf no density there; vamp planar no density there; vamp semi_amortized no density there
+vamp auxiliary no density there; exemplar sylvester no density there; vamp point no density there
+exemplar spline no density there; standard_normal ladder levels differ
+hierarchical mean_field levels differ; vamp bottom_up levels differ
+hyperspherical mean_field supports differ; standard_normal categorical supports differ
+dirichlet mean_field supports differ; categorical relaxed supports differ
+relaxed logistic_normal supports differ; standard_normal power_spherical supports differ
+"""
+
+
+def _rows(text):
+    return [line.strip() for line in text.replace("\n", ";").split(";") if line.strip()]
+
+
+@pytest.mark.parametrize("row", _rows(MUST_WORK))
+def test_must_work(row):
+    fields, refused = fields_of(*row.split())
+    assert not refused
+    pv.VAE(**fields)
+
+
+@pytest.mark.parametrize("row", _rows(MUST_BE_REFUSED))
+def test_must_be_refused(row):
+    prior, guide, reason = row.split(maxsplit=2)
+    found = combination(prior, guide)
+    assert found.reason == reason
+    assert " that fit: " in found.text
+    assert ". " not in found.text.replace("e.g. ", "")
+    with pytest.raises(pv.SpecError, match="that fit"):
+        pv.VAE(**found.fields, data_shape=(4, 4))
+
+
+def test_so_many_are_listed():
+    assert len(_rows(MUST_WORK)) >= 30
+    assert len(_rows(MUST_BE_REFUSED)) >= 15
+
+
+# Objectives ------------------------------------------------------------------------------------
+
+# The first prior that fits a guide.
+PAIRS = {c.guide: c for c in reversed([c for c in combinations() if c.works and _ours(c)])}
+OF_LABELS = ("m2",)
+QUICK = [("iwae", "full_rank"), ("stl", "ladder"), ("free_bits", "mean_field")]
+OBJECTIVE_PAIRS = [
+    pytest.param(o, g, marks=() if (o, g) in QUICK else pytest.mark.slow, id=f"{o}-{g}")
+    for o in inference.OBJECTIVES
+    if o not in OF_LABELS
+    for g in PAIRS
+]
+
+
+@pytest.mark.parametrize(("objective", "guide"), OBJECTIVE_PAIRS)
+def test_every_objective_with_every_guide(objective, guide):
+    """It climbs, or is refused in a sentence that names what fits."""
+    fields, _ = fields_of(PAIRS[guide].prior, guide, "bernoulli")
+    torch.manual_seed(0)
+    vae = pv.VAE(**fields)
+    batch = batch_for(vae)
+    vae.initialize(*batch)
+    how = {"epochs": 60, "batch_size": 64, "learning_rate": 5e-3, "clip_norm": 100.0}
+    try:
+        found = inference.fit(
+            vae.model, vae.guide, batch, objective=objective, engine="eager", progress=False, **how
+        )
+    except inference.PairError as error:
+        assert re.search(r"train by|use kl=|take the site out|give", str(error), re.I), str(error)  # noqa: PT017
+        return
+    climbed = [row["train_bound"] for row in found.history]
+    assert sum(climbed[-10:]) > sum(climbed[:10])
