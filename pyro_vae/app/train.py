@@ -101,9 +101,10 @@ def build(spec: ExperimentSpec, dataset: Dataset) -> VAE:
     """The untrained VAE: its first weights follow from `train.seed`; the caller's RNG stays."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(spec.train.seed)
-        return VAE.from_spec(spec.model).initialize(
-            *arguments(dataset, "train", spec.model, fresh=True)
-        )
+        vae = VAE.from_spec(spec.model)
+        # A density inside (0, 1) starts from levels with their noise: those without reach 0.
+        batch = arguments(dataset, "train", spec.model, fresh=not dataset.dequantized)
+        return vae.initialize(*batch)
 
 
 def _with_engine(spec: ExperimentSpec, engine: str) -> ExperimentSpec:
