@@ -26,6 +26,8 @@ from inference.tiles import Tile, Tiles
 
 # Compiling takes 10 to 20 seconds and saves some milliseconds a move.
 MOVES_TO_REPAY = 3_000
+# Between log u and log acceptance, in nats: rounding of log densities is smaller.
+TIED = 0.01
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,28 @@ class Walk:
             shared = kernel.share(data)
             kernel.compile(shared, *given)
             expected = self._move(*given, *data)
-        for a, b in zip(expected, kernel(shared, *given), strict=True):
-            if not torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True):
-                raise Untraceable(
-                    "the recorded move is not the eager one: something beside tensors changes "
-                    "from call to call"
-                )
+        if not same_moves(expected, kernel(shared, *given), log_uniform):
+            raise Untraceable(
+                "the recorded move is not the eager one: something beside tensors changes from "
+                "call to call"
+            )
         return kernel
+
+
+def same_moves(expected: Sequence[Tensor], found: Sequence[Tensor], log_uniform: Tensor) -> bool:
+    """Are these the same moves, up to rounding? Their last tensor is the acceptance.
+
+    A chain whose log u is its log acceptance up to rounding is taken in one and not in the other:
+    of some thousand chains one often is. Such chains are compared by their acceptance alone.
+    """
+    tied = (log_uniform - expected[-1].log()).abs() < TIED
+    for a, b in zip(expected, found, strict=True):
+        if a is not expected[-1]:
+            left_out = tied.reshape(*tied.shape, *(1,) * (a.dim() - tied.dim()))
+            b = torch.where(left_out, a, b)
+        if not torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True):
+            return False
+    return True
 
 
 def pilot(walk: Walk, data: Data, num_chains: int, bar: Progress | None = None) -> Tuned:
