@@ -290,3 +290,14 @@ def test_a_tie_that_rounding_decides_is_no_other_move():
     other = [*moved[:3], acceptance.clone()]
     other[3][1, 2] += 0.1  # a tie, but another acceptance
     assert not same_moves(moved, other, log_uniform)
+
+
+def test_one_chain_in_a_hundred_may_stand_at_a_kink():
+    torch.manual_seed(0)
+    slope, acceptance = torch.randn(10, 30, 2), torch.rand(10, 30) * 0.5 + 0.25
+    log_uniform = acceptance.log() + 1.0
+    other = slope.clone()
+    other[4, 7:10] += 0.1
+    assert same_moves([slope, acceptance], [other, acceptance.clone()], log_uniform)
+    other[5, 0, 1] += 0.1
+    assert not same_moves([slope, acceptance], [other, acceptance.clone()], log_uniform)
