@@ -13,7 +13,7 @@ import inference
 from inference.evidence import smc
 from inference.evidence.ais import anneal
 from inference.evidence.hmc import Chains, Moved
-from inference.evidence.tempering import Tuned, schedule
+from inference.evidence.tempering import Tuned, same_moves, schedule
 from tests.exact_models import agrees, linear_gaussian
 
 
@@ -271,3 +271,33 @@ def test_an_exact_guide_has_no_error():
         assert not found.flagged.any()
         assert float(found.std_error.max()) < 1e-6
         assert torch.allclose(found.value, pair.log_px(x), atol=1e-6)
+
+
+def test_a_tie_that_rounding_decides_is_no_other_move():
+    """Compiled and eager code round apart: one of some thousand chains is taken in one alone."""
+    torch.manual_seed(0)
+    u, v = torch.randn(4, 3, 2), torch.randn(4, 3, 2)
+    log_ratio, acceptance = torch.randn(4, 3), torch.rand(4, 3) * 0.5 + 0.25
+    log_uniform = acceptance.log() + 1.0  # all rejected, by far
+    log_uniform[1, 2] = acceptance[1, 2].log() + 1e-5
+    moved = [u, v, log_ratio, acceptance]
+    other = [part.clone() for part in moved]
+    for part in other[:3]:
+        part[1, 2] += 1.0
+    assert same_moves(moved, other, log_uniform)
+    other[0][0, 0] += 1.0  # no tie
+    assert not same_moves(moved, other, log_uniform)
+    other = [*moved[:3], acceptance.clone()]
+    other[3][1, 2] += 0.1  # a tie, but another acceptance
+    assert not same_moves(moved, other, log_uniform)
+
+
+def test_one_chain_in_a_hundred_may_stand_at_a_kink():
+    torch.manual_seed(0)
+    slope, acceptance = torch.randn(10, 30, 2), torch.rand(10, 30) * 0.5 + 0.25
+    log_uniform = acceptance.log() + 1.0
+    other = slope.clone()
+    other[4, 7:10] += 0.1
+    assert same_moves([slope, acceptance], [other, acceptance.clone()], log_uniform)
+    other[5, 0, 1] += 0.1
+    assert not same_moves([slope, acceptance], [other, acceptance.clone()], log_uniform)

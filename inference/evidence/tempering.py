@@ -26,6 +26,8 @@ from inference.tiles import Tile, Tiles
 
 # Compiling takes 10 to 20 seconds and saves some milliseconds a move.
 MOVES_TO_REPAY = 3_000
+# Between log u and log acceptance, in nats: rounding of log densities is smaller.
+TIED = 0.01
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,29 @@ class Walk:
             shared = kernel.share(data)
             kernel.compile(shared, *given)
             expected = self._move(*given, *data)
-        for a, b in zip(expected, kernel(shared, *given), strict=True):
-            if not torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True):
-                raise Untraceable(
-                    "the recorded move is not the eager one: something beside tensors changes "
-                    "from call to call"
-                )
+        if not same_moves(expected, kernel(shared, *given), log_uniform):
+            raise Untraceable(
+                "the recorded move is not the eager one: something beside tensors changes from "
+                "call to call"
+            )
         return kernel
+
+
+def same_moves(expected: Sequence[Tensor], found: Sequence[Tensor], log_uniform: Tensor) -> bool:
+    """Are these the same moves, up to rounding? Their last tensor is the acceptance.
+
+    Of some thousand chains, rounding takes one here and there another way: log u is its log
+    acceptance but for the last digits, or a network's kink (relu) lies where it stands, and the
+    slope is another on either side. Ties are compared by their acceptance alone, and one chain in
+    a hundred may differ. Where something beside tensors has changed, most chains do.
+    """
+    tied = (log_uniform - expected[-1].log()).abs() < TIED
+    odd = torch.zeros_like(tied)
+    for a, b in zip(expected, found, strict=True):
+        apart = ~torch.isclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
+        apart = apart.flatten(tied.dim()).any(-1) if apart.dim() > tied.dim() else apart
+        odd = odd | (apart if a is expected[-1] else apart & ~tied)
+    return int(odd.sum()) <= odd.numel() // 100
 
 
 def pilot(walk: Walk, data: Data, num_chains: int, bar: Progress | None = None) -> Tuned:
