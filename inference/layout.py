@@ -54,8 +54,9 @@ def init(
     with _told_of("train", arguments):
         pair = examine(model, guide, arguments, plate, transform, batch_size)
     num_data = len(arguments[0])
+    few = _few(pair, arguments, transform)
     with modes(list(modules), training=True):
-        check_objective(pair, objective, _few(pair, arguments, transform), modules)
+        check_objective(pair, objective, few, modules)
     if pair.subsampling == "own":
         batch_size = pair.subsample_size
     elif batch_size > num_data:

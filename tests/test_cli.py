@@ -299,7 +299,7 @@ def test_exit_code_2_without_traceback(tmp_path):
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
         "pyro-vae: model.prior: no prior is called 'vampp'; did you mean 'vamp'? "
-        "Choices: gaussian_mixture, standard_normal, vamp"
+        f"Choices: {', '.join(pv.Prior.registry)}"
     ]
     assert not (tmp_path / "run").exists()
 

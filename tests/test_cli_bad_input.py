@@ -127,7 +127,7 @@ def with_value(value):
 @pytest.mark.parametrize(
     ("arrays", "part"),
     [
-        ({"train": with_value(np.nan), "test": X}, "NaN"),
+        ({"train": with_value(np.nan), "test": X}, "set model.missing=true"),
         ({"train": X, "test": with_value(np.inf)}, "infinit"),
         ({"train": X[:0], "test": X}, "empty"),
         ({"train": X, "test": X[:, :3]}, "shape"),

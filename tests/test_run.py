@@ -113,10 +113,10 @@ def test_a_missing_or_damaged_file_is_named(run, name, damage):
     if damage == "missing":
         path.unlink()
     else:
-        changed = {"cut": content[: len(content) // 2], "garbage": b"\x80\x81{[", "empty": b""}
+        changed = {"cut": content[: len(content) // 3], "garbage": b"\x80\x81{[", "empty": b""}
         path.write_bytes(changed[damage])
     with pytest.raises(RunError, match=name):
-        # Half of a spec may be a spec: then the weights do not fit it.
+        # A part of a spec may be a spec: then the weights do not fit it.
         pv.load(run.path)
 
 

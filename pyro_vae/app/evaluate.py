@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -118,6 +119,7 @@ def evaluate(
             f"{run.path}: interrupted; what is done is kept, and the same command goes on with it"
         ) from None
     asked = how.to_dict()
+    estimate = replace(estimate, quantity=quantity(vae, how.split, estimate.quantity))
     summary = {**estimate.summary(), "weights_fingerprint": weights}
     if kind == SANDWICH:  # of its own data, whatever the split
         summary["evaluate"] = {k: v for k, v in asked.items() if k not in ("split", "num_data")}
@@ -126,6 +128,20 @@ def evaluate(
         summary |= {**own, **_bits(vae, dataset, estimate), **beside}
     run.write_evaluation(estimate.arrays(), summary, kind)
     return estimate, summary
+
+
+def quantity(vae: VAE, split: str, named: str) -> str:
+    """What was estimated: `log p(x)` with the role of labels and of missing values in it."""
+    x = "x known" if vae.spec.missing else "x"
+    if vae.spec.label == "latent" and split == "train":
+        x = f"{x}, y where known"
+    given = "y" if vae.spec.label == "condition" else ""
+    if "| global draws" in named:
+        given = f"{given}, global draws" if given else "global draws"
+    told = f"log p({x} | {given})" if given else f"log p({x})"
+    for plain in ("log p(x | global draws)", "log p(x)"):
+        named = named.replace(plain, told) if plain in named else named
+    return named
 
 
 def check_density(run: Run, vae: VAE) -> None:
@@ -279,7 +295,7 @@ def report(run: Run, estimate: inference.Estimate, summary: Mapping[str, Any]) -
         return
     spec = run.spec.model
     rows = [
-        ("log p(x)", _number(summary["log_px"], 3), "nats per datum"),
+        (summary["quantity"], _number(summary["log_px"], 3), "nats per datum"),
         ("  Monte-Carlo error", _number(summary["mc_std_error"]), "shrinks with samples and data"),
         ("  estimated bias", _number(summary["bias_estimate"]), "shrinks with samples only"),
         ("  test-set error", _number(summary["test_std_error"]), "for new data of the same source"),
