@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -155,10 +154,10 @@ def block(result: dict[str, Any], picture: str) -> str:
         "10,000; the picture's seconds are extrapolated there). Nats per image. Measured at "
         f"{_commits(result)}."
     ]
-    parts = [wrapped(parts[0])]
+    parts = [tables.wrapped(parts[0])]
     for name, held in result["runs"].items():
         parts.append(tables.markdown(table(name, held)))
-        parts.append(wrapped(sentence(held)))
+        parts.append(tables.wrapped(sentence(held)))
     parts.append(f"![Gap between the bounds against time, by chains and by samples]({picture})")
     return "\n\n".join(parts)
 
@@ -218,10 +217,6 @@ def _commits(result: dict[str, Any]) -> str:
     rows = [row for held in result["runs"].values() for row in held["rows"].values()]
     found = dict.fromkeys(row["commit"][:10] for row in rows)
     return f"commit{'s' * (len(found) > 1)} {', '.join(found)}"
-
-
-def wrapped(text: str) -> str:
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

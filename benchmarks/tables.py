@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,10 +83,13 @@ def plain(label: str) -> str:
     return label.replace("**", "")
 
 
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+
+
 def markdown(table: Table) -> str:
-    lines = [
-        f"{table.title}.",
-        "",
+    lines = [f"{table.title}.", ""] if table.title else []
+    lines += [
         f"| {' | '.join(table.columns)} |",
         f"| {' | '.join('---' for _ in table.columns)} |",
     ]
