@@ -4,9 +4,10 @@
     python -m benchmarks.models vamp iaf           # these rows
     python -m benchmarks.models --report           # the README's table
 
-Every row is a preset with some fields changed, trained for the same number of epochs. log p(x) of a
-random 1,000 test images, always the same, by K = 5000 importance samples and by chains. Rows are
-compared image by image. What the results folder holds is not measured again; each row tells its commit.
+Every row is a preset with some fields changed, trained for the same number of epochs. log p(x) of
+a random 1,000 test images, always the same, by K = 5000 importance samples and by chains. Rows are
+compared image by image. What the results folder holds is not measured again; each row tells its
+commit.
 """
 
 from __future__ import annotations
