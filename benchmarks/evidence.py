@@ -24,8 +24,8 @@ import torch
 import inference
 from benchmarks import machine, tables
 from benchmarks.report import rewritten
-from pyro_vae.app.columns import observed
-from pyro_vae.app.evaluate import choose
+from pyro_vae.app.columns import arguments, choose
+from pyro_vae.app.pairs import local_pair
 from pyro_vae.app.run import Run
 
 RESULT = machine.ROOT / "benchmarks" / "results" / "evidence.json"
@@ -86,7 +86,8 @@ def measure(
     )
     if held["weights"] != run.weights_fingerprint():
         raise SystemExit(f"{folder}: other weights than those of {path}; remove that file")
-    whole = observed(spec.data.load(), "test")
+    whole = arguments(spec.data.load(), "test", spec.model)
+    model, guide = local_pair(vae)
     # An inverse autoregressive guide is scored elsewhere one dimension at a time.
     start = "gaussian" if spec.model.guide.name == "iaf" else "guide"
     for name, (estimator, count) in rows(first, start).items():
@@ -99,8 +100,8 @@ def measure(
         print(f"{time.strftime('%H:%M:%S')} {run.path.name}: {name}", flush=True)
         busy, began = machine.busy_seconds(), time.perf_counter()
         found = inference.log_marginal(
-            vae.model,
-            vae.guide,
+            model,
+            guide,
             x,
             estimator=estimator,
             engine="eager" if quick else "compiled",
@@ -118,7 +119,7 @@ def measure(
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"    {found}", flush=True)
     if "bound" not in held:
-        found = inference.bound(vae.model, vae.guide, choose(whole, 20 if quick else NUM_DATA))
+        found = inference.bound(model, guide, *choose(whole, 20 if quick else NUM_DATA))
         held["bound"] = found.elbo
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

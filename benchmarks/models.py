@@ -222,11 +222,9 @@ def block(found: Held) -> str:
         f"{first['num_data']:,} test images, the same for every row, in nats: by "
         f"K = {IMPORTANCE.num_samples} importance samples, and by AIS with "
         f"{CHAINS.num_temperatures} temperatures. Above the first: by AIS, image by image (mean "
-        "of seeds); the test-set error of one row, which all share, is 0.73. "
-        f"Commits {commits}."
+        "of seeds); the test-set error of a row, which all share, is "
+        f"{first['ais']['test_std_error']:.2f}. Commits {commits}."
     )
-    shared = first["ais"]["test_std_error"]
-    how = how.replace("is 0.73", f"is {shared:.2f}")
     spread = [
         f"{name} {abs(a['ais']['log_px'] - b['ais']['log_px']):.2f}"
         for name, seeds in found.items()

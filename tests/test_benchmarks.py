@@ -320,3 +320,28 @@ def test_evidence_of_a_run_and_its_report(tmp_path):
     assert "nats below AIS with 200 temperatures" in " ".join(text.split())
     assert "bbbbbbbbbb" in text.partition("Measured at commits ")[2].partition(".")[0]
     assert (tmp_path / "results" / "evidence.png").exists()
+
+
+def test_models_side_by_side_and_their_report(tmp_path):
+    """Two rows, one with two seeds; a second call measures none again; then the README's part."""
+    from benchmarks import models
+
+    readme, results = tmp_path / "README.md", tmp_path / "results"
+    readme.write_text(f"Before\n{models.BEGIN}\nstale\n{models.END}\nAfter\n")
+    folders = ["--results", str(results), "--runs", str(tmp_path / "runs")]
+    rows = ["standard", "full rank"]
+    models.main([*rows, "--quick", *folders])
+    assert {p.stem for p in results.glob("*.json")} == {"standard-0", "standard-1", "full-rank-0"}
+    before = {path: path.read_bytes() for path in results.iterdir()}
+    models.main([*rows, "--quick", *folders])
+    assert {path: path.read_bytes() for path in results.iterdir()} == before
+    models.main(["--report", *folders, "--readme", str(readme)])
+    text = readme.read_text()
+    assert text.startswith("Before")
+    assert text.endswith("After\n")
+    found = models.held(results)
+    gap, error = models.against(found["full rank"], found["standard"])
+    assert f"{gap:+.2f} +- {error:.2f}" in text
+    assert "Two seeds of a row differ by: standard" in text
+    with pytest.raises(SystemExit, match="'nothing' is unknown; choices: standard, vamp"):
+        models.main(["nothing", *folders])
