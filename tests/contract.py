@@ -58,7 +58,14 @@ def data_for(support: str, rows=ROWS):
     }[support]
 
 
-def fields_of(prior, guide, likelihood, encoder="mlp", decoder="mlp"):
+BESIDE: dict[str, dict] = {  # what a datum has beside its values
+    "alone": {},
+    "condition": {"label": "condition", "classes": 3},
+    "missing": {"missing": True},
+}
+
+
+def fields_of(prior, guide, likelihood, encoder="mlp", decoder="mlp", beside="alone"):
     """The fields of a VAE with small networks, or a refused combination's sentence."""
     found = combination(prior, guide)
     if not found.works:
@@ -72,7 +79,7 @@ def fields_of(prior, guide, likelihood, encoder="mlp", decoder="mlp"):
         "decoder": {"name": decoder, **small(decoder)},
     }
     scored = {"name": likelihood, **OWN.get(likelihood, {})}
-    fields = {**found.fields, **nets, "likelihood": scored, "data_shape": shape}
+    fields = {**BESIDE[beside], **found.fields, **nets, "likelihood": scored, "data_shape": shape}
     if fields["prior"] in ("vamp", "exemplar"):
         fields["prior"] = {"name": fields["prior"], "components": 10}
     return fields, ""
@@ -128,6 +135,7 @@ def check(fields, objective="elbo", *, folder=None):
     error = float(gain.std()) / math.sqrt(len(gain))
     assert float(gain.mean()) > 3 * error, f"the bound rose by {float(gain.mean())} +- {error}"
     shapes(vae, batch)
+    samples_have_the_density(vae, batch)
     traced(vae, batch)
     estimated(vae, batch)
     again = pv.VAE.from_spec(pv.VAESpec.from_dict(vae.spec.to_dict()))
@@ -179,6 +187,45 @@ def shapes(vae, batch):
     if vae.spec.guide.density != "none":
         record = inference.log_weights(*pair_of(vae), *batch, num_particles=3)
         assert record.log_weight.shape == (3, ROWS)
+
+
+def samples_have_the_density(vae, batch, draws=400):
+    """E[d/dv log p] = 0 under p itself, of p(x|z) by its outputs and of q(z|x) by its parameters.
+
+    It fails where draws come from another density than `log_prob`; v is one random direction.
+    """
+    given = vae.read(*(item[:1].expand(draws, *item.shape[1:]) for item in batch))
+    y = vae.likely_labels(*batch)
+    with torch.no_grad():
+        seen = vae._seen(given)
+        parameters = vae.guide_module.encode(seen, given)
+        outputs = vae.outputs(vae.encode(*(item[:1] for item in batch)).sample(), _first(y))
+    outputs = outputs.expand(draws, *outputs.shape[1:]).clone().requires_grad_()
+    p = vae.likelihood(outputs)
+    _centred(p, p.sample(), [outputs], "p(x|z)")
+    if vae.spec.guide.density == "anywhere":
+        single = torch.is_tensor(parameters)
+        leaves = [p.clone().requires_grad_() for p in ([parameters] if single else parameters)]
+        q = vae.guide_module.distribution(leaves[0] if single else tuple(leaves))
+        _centred(q, q.sample(), leaves, "q(z|x)")
+
+
+def _first(y):
+    return None if y is None else y[:1]
+
+
+def _centred(distribution, value, leaves, name):
+    scores = torch.autograd.grad(
+        distribution.log_prob(value.detach()).sum(), leaves, allow_unused=True
+    )
+    generator = torch.Generator().manual_seed(2)
+    along = 0
+    for leaf, score in zip(leaves, scores, strict=True):
+        if score is not None:
+            ahead = torch.randn(leaf.shape[1:], generator=generator)
+            along = along + (score * ahead).reshape(len(score), -1).sum(1)
+    mean, error = float(along.mean()), float(along.std()) / math.sqrt(len(along))
+    assert abs(mean) < 5 * error + 1e-4, f"{name}: its score is {mean} +- {error} on its own draws"
 
 
 def traced(vae, batch):

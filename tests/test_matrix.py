@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from contract import batch_for, check, fields_of
+from contract import BESIDE, batch_for, check, fields_of
 
 import inference
 import pyro_vae as pv
@@ -26,13 +26,12 @@ def members(registry):
 
 
 def every_combination():
-    """prior x guide x likelihood that work, networks rotating."""
+    """prior x guide x likelihood that work; networks, and what a datum has beside x, rotating."""
     pairs = [c for c in combinations() if c.works and _ours(c)]
     names = members(Likelihood.registry)
-    networks = itertools.cycle(itertools.product(ENCODERS, ENCODERS))
+    rotating = itertools.cycle(itertools.product(ENCODERS, ENCODERS, BESIDE))
     for pair, likelihood in itertools.product(pairs, names):
-        encoder, decoder = next(networks)
-        yield pair.prior, pair.guide, likelihood, encoder, decoder
+        yield pair.prior, pair.guide, likelihood, *next(rotating)
 
 
 def _ours(c):
