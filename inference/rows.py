@@ -89,7 +89,7 @@ def rows_of(pair: Pair, num_data: int, split: bool) -> Rows | None:
 
 
 def _is_rounding(pair: Pair, arguments: Data, rows: Rows) -> bool:
-    """Whether the difference is none in float64: a narrow density magnifies a network's rounding."""
+    """Whether float64 has no difference: a narrow density magnifies a network's rounding."""
     modules = modules_of(pair.model, pair.guide)
     try:
         with in_dtype(modules, "float64"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.nn.functional import normalize
 
 import inference
 import pyro_vae as pv
@@ -206,7 +207,10 @@ def samples_have_the_density(vae, batch, draws=400):
     if vae.spec.guide.density == "anywhere":
         single = torch.is_tensor(parameters)
         leaves = [p.clone().requires_grad_() for p in ([parameters] if single else parameters)]
-        q = vae.guide_module.distribution(leaves[0] if single else tuple(leaves))
+        made = list(leaves)
+        if vae.spec.guide.support == "sphere":  # the first is a direction
+            made[0] = normalize(made[0], dim=-1)
+        q = vae.guide_module.distribution(made[0] if single else tuple(made))
         _centred(q, q.sample(), leaves, "q(z|x)")
 
 

@@ -306,4 +306,5 @@ def test_mixtures_of_posteriors_refuse_guides_without_a_density(prior, guide, wh
         pv.VAESpec(prior=prior, guide=guide)
     [line] = str(caught.value).splitlines()
     assert f"guide '{guide}' {why}" in line
-    assert line.endswith("guides that fit: coupling, full_rank, low_rank, mean_field, mixture")
+    fitting = "coupling, full_rank, low_rank, mean_field, mixture, product_of_experts"
+    assert line.endswith(f"guides that fit: {fitting}")

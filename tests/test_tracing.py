@@ -110,6 +110,7 @@ OPTIONS = {
     "vamp": [{"components": 4}],
     "iaf": [{"hidden": [6], "context": 3}],
     "gaussian": [{"sigma": s} for s in ("fixed", "learned", "per_pixel", "predicted")],
+    "mixed": [],  # data of one axis: test_matrix.py has it
 }
 
 
