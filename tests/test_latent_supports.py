@@ -200,8 +200,8 @@ REFUSED = [
     ),
     (
         {"prior": {"name": "relaxed", "categories": 4}, "guide": "relaxed", "latent_dim": 2},
-        r"prior 'relaxed' has latents of shape \(2, 4\) and guide 'relaxed' of shape \(2, 10\); "
-        r"give both the same fields; guides that fit: relaxed$",
+        r"a latent of prior 'relaxed' has shape \(2, 4\), and one of guide 'relaxed' \(2, 10\); "
+        r"give both the same fields$",
     ),
     (
         {"prior": "hyperspherical", "guide": "power_spherical", "latent_dim": 1},
