@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae.errors import Problem, RequestError, SpecError
@@ -67,7 +68,7 @@ class VAE(nn.Module):
             if spec.label == "latent":
                 self.classifier_joining = spec.classifier.joining(data, beside)
                 classifier = spec.classifier.make(self.classifier_joining.shape, (classes,))
-            self.labels = Labels(classes, classifier)
+            self.labels = Labels(classes, classifier, needed=spec.label == "condition")
         for part in self.parts():
             part.bind(self)
 
@@ -96,8 +97,9 @@ class VAE(nn.Module):
             pyro.module("labels", self.labels)
         weights = self.decoder.sample_prior() if self.bayesian else None
         with pyro.plate("data", given.size, dim=-1):
+            prior = self._prior_for(given)
             given = replace(given, y=self._label(given))
-            z = self._prior_for(given)(given.y)
+            z = prior(given.y)
             x = pyro.sample("x", self.observation(z, given, weights), obs=given.x)
             if self.spec.guide.widens_model:
                 self.guide_module.widen_model(self._seen(replace(given, x=x)), z)
@@ -125,6 +127,7 @@ class VAE(nn.Module):
         given = read(self.columns, self.shapes, values, named)
         if self.spec.label == "condition" and given.x is not None and given.y is None:
             raise RequestError("y: missing; this VAE is p(x|y), so give the labels of x")
+        self._check_told(given.y)
         if self.spec.missing and given.x is not None and given.mask is None:
             raise RequestError("mask: missing; give one like x, True where a value is known")
         if given.mask is not None and given.x is not None:  # nothing leaks
@@ -132,6 +135,20 @@ class VAE(nn.Module):
         if self.spec.exposure and given.x is not None and given.exposure is None:
             raise RequestError("exposure: missing; give one positive number for each datum")
         return given
+
+    def _check_told(self, y: Tensor | None) -> None:
+        """Refuse labels that are missing where p(x|y) needs them, unless validation is off.
+
+        Off it is in training and in recorded programs, where such a label makes NaN of its datum.
+        """
+        if self.spec.label != "condition" or y is None or not is_validation_enabled():
+            return
+        count = int((y < 0).sum())
+        if count:
+            raise RequestError(
+                f"y: {count} of {y.numel()} labels are missing (-1); this VAE is p(x|y), so leave "
+                "these data out, or build it with label 'latent'"
+            )
 
     def _label(self, given: Given) -> Tensor | None:
         """The model's label: none, the condition, or the site "y"."""
@@ -150,11 +167,18 @@ class VAE(nn.Module):
         return self.prior.for_data(self._seen(given))
 
     def _seen(self, given: Given) -> Tensor:
-        """What the encoder sees: x, the mask and the label."""
+        """What the encoder sees: x, the mask and the label (zeros for one that is missing)."""
         beside = self._mask(given)
         if self.spec.label in ("condition", "latent"):
-            beside.append(self.labels.one_hot(given.y))
+            beside.append(self._code(given))
         return self.joining(given.x, beside)  # type: ignore[arg-type]
+
+    def _code(self, given: Given) -> Tensor:
+        x: Tensor = given.x  # type: ignore[assignment]
+        y = given.y
+        if y is None:
+            y = torch.full(x.shape[:1], -1, device=x.device)
+        return self.labels.one_hot(y)
 
     def _classified(self, given: Given) -> Tensor:
         return self.classifier_joining(given.x, self._mask(given))  # type: ignore[arg-type]
@@ -250,6 +274,7 @@ class VAE(nn.Module):
         """p(x|z), or p(x|z,y), as a distribution, for `z [..., *latent]` and `y [...]`."""
         if self.decoder_joining.extras and y is None:
             raise RequestError("y: missing; the decoder of this VAE is p(x|z,y)")
+        self._check_told(y)
         return self.observation(z, Given(y=y, exposure=exposure))
 
     def draw_prior(self, num: int, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
