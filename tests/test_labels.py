@@ -235,7 +235,7 @@ def test_a_condition_that_is_missing_late_stops_training():
     vae = build(label="condition", prior="conditional")
     x, y = data(600)
     y[-1] = -1
-    with pytest.raises(inference.errors.InferenceError, match="not finite|missing"):
+    with pytest.raises(inference.errors.InferenceError, match=r"not finite|missing"):
         inference.fit(
             vae.model, vae.guide, (x, y), epochs=1, batch_size=100, engine="eager", progress=False
         )

@@ -117,10 +117,20 @@ def kl_by_number(record: LogWeights, name: str, rows: Rows, kind: Kind) -> Tenso
         else:
             term = q.log_prob(part.latents[name]) - p.log_prob(part.latents[name])
         assert part.dimensions is not None
-        inside = part.log_q[name].dim() == 1 + part.dimensions.particles
-        found.append(part.dimensions.summed(term.double().movedim(-1, 0), inside))
+        inside = in_plate(record, name)
+        numbers = part.dimensions.summed(term.double().movedim(-1, 0), inside)
+        if part.expected is not None and inside:
+            numbers = torch.stack([part.expected(number) for number in numbers])
+        found.append(numbers)
     every = torch.stack(found, 1) if record.parts else found[0]  # [L, K, rows], or [L, K]
     return torch.stack([rows.mean(number.mean(0)) for number in every])
+
+
+def in_plate(record: LogWeights, name: str) -> bool:
+    """Does a site of the guide stand in the data plate?"""
+    part = record.draws[0]
+    assert part.dimensions is not None
+    return part.log_q[name].dim() == 1 + part.dimensions.particles
 
 
 def numbers_of(fn, name: str):
@@ -142,8 +152,7 @@ def _closed(record: LogWeights, name: str) -> Tensor:
         if term is None:
             raise _unknown(part, name)
         assert part.dimensions is not None
-        inside = part.log_q[name].dim() == 1 + part.dimensions.particles
-        found.append(part.dimensions.summed(term.double(), inside))
+        found.append(part.dimensions.summed(term.double(), in_plate(record, name)))
     return torch.stack(found) if record.parts else found[0]
 
 
