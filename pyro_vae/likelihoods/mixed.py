@@ -87,6 +87,10 @@ class MixedModule(LikelihoodModule):
         flat = outputs.split([math.prod(shape) for shape in self.param_shapes], -1)
         return [x.unflatten(-1, shape) for x, shape in zip(flat, self.param_shapes, strict=True)]
 
+    def bind(self, vae) -> None:
+        for part in self.modules_of_parts:
+            part.bind(vae)  # type: ignore[operator]
+
     def forward(self, outputs):
         cut = self.cut(outputs)
         return Row([part(own) for part, own in zip(self.modules_of_parts, cut, strict=True)])
