@@ -10,11 +10,10 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_vae.errors import Problem, RequestError, SpecError
-from pyro_vae.given import Given, read
+from pyro_vae.given import Given, check_values, read
 from pyro_vae.labels import Labels
 from pyro_vae.part import Shapes
 from pyro_vae.spec import VAESpec
@@ -127,7 +126,7 @@ class VAE(nn.Module):
         given = read(self.columns, self.shapes, values, named)
         if self.spec.label == "condition" and given.x is not None and given.y is None:
             raise RequestError("y: missing; this VAE is p(x|y), so give the labels of x")
-        self._check_told(given.y)
+        check_values(given.y, self.shapes.classes, needed=self.spec.label == "condition")
         if self.spec.missing and given.x is not None and given.mask is None:
             raise RequestError("mask: missing; give one like x, True where a value is known")
         if given.mask is not None and given.x is not None:  # nothing leaks
@@ -135,20 +134,6 @@ class VAE(nn.Module):
         if self.spec.exposure and given.x is not None and given.exposure is None:
             raise RequestError("exposure: missing; give one positive number for each datum")
         return given
-
-    def _check_told(self, y: Tensor | None) -> None:
-        """Refuse labels that are missing where p(x|y) needs them, unless validation is off.
-
-        Off it is in training and in recorded programs, where such a label makes NaN of its datum.
-        """
-        if self.spec.label != "condition" or y is None or not is_validation_enabled():
-            return
-        count = int((y < 0).sum())
-        if count:
-            raise RequestError(
-                f"y: {count} of {y.numel()} labels are missing (-1); this VAE is p(x|y), so leave "
-                "these data out, or build it with label 'latent'"
-            )
 
     def _label(self, given: Given) -> Tensor | None:
         """The model's label: none, the condition, or the site "y"."""
@@ -274,7 +259,7 @@ class VAE(nn.Module):
         """p(x|z), or p(x|z,y), as a distribution, for `z [..., *latent]` and `y [...]`."""
         if self.decoder_joining.extras and y is None:
             raise RequestError("y: missing; the decoder of this VAE is p(x|z,y)")
-        self._check_told(y)
+        check_values(y, self.shapes.classes, needed=self.spec.label == "condition")
         return self.observation(z, Given(y=y, exposure=exposure))
 
     def draw_prior(self, num: int, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

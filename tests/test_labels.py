@@ -228,6 +228,11 @@ def test_a_condition_must_be_told():
         assert vae.encode(x, y).mean.isnan().flatten().tolist() == [True] + [False] * 5
     latent = build(label="latent")
     assert latent.encode(x, y).mean.isfinite().all()
+    for of in (vae, latent):
+        with pytest.raises(
+            RequestError, match=r"y: 3, but this VAE has 3 classes; expected 0 to 2"
+        ):
+            of.encode(x, y.clamp_min(0) + 1)
 
 
 def test_a_condition_that_is_missing_late_stops_training():
