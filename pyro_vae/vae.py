@@ -196,9 +196,13 @@ class VAE(nn.Module):
         """log p(z|y) `[...]`; without a label log p(z), in which clusters are summed over."""
         if y is not None or self.spec.label == "none":
             return self.prior.distribution(y).log_prob(z)
+        return self._with_every_label(z).logsumexp(-1)
+
+    def _with_every_label(self, z: Tensor) -> Tensor:
+        """log p(z, y) `[..., classes]`."""
         classes = torch.arange(self.shapes.classes, device=z.device)
-        scores = torch.stack([self.prior.distribution(c).log_prob(z) for c in classes], -1)
-        return (scores + self.labels.prior().logits).logsumexp(-1)
+        scores = torch.stack([self.prior.distribution(y).log_prob(z) for y in classes], -1)
+        return scores + self.labels.prior().logits
 
     # In plain words ------------------------------------------------------------------------
 
@@ -316,9 +320,7 @@ class VAE(nn.Module):
                 f"classify: label is '{self.spec.label}'; this needs a latent label or a cluster"
             )
         z = self.encode(*given_values(given, self.columns)).sample((num_samples,))
-        classes = torch.arange(self.shapes.classes, device=z.device)
-        scores = torch.stack([self.prior.distribution(y).log_prob(z) for y in classes], -1)
-        return (scores + self.labels.prior().logits).softmax(-1).mean(0)
+        return self._with_every_label(z).softmax(-1).mean(0)
 
     @property
     def num_weights(self) -> int:

@@ -14,6 +14,7 @@ from inference.kl import analytic_kl, site_kl
 from inference.objectives.base import Objective, Rows
 from inference.pair import Pair
 from inference.record import LogWeights
+from inference.supports import family_of
 
 Kind = Literal["sampled", "analytic"]
 
@@ -159,13 +160,7 @@ def _closed(record: LogWeights, name: str) -> Tensor:
 def _unknown(record: LogWeights, name: str) -> PairError:
     q, p = record.guide_fn[name], record.model_fn[name]
     return PairError(
-        f"site '{name}': no closed form of KL({_kind(q)} || {_kind(p)}) is known here (batch "
-        f"shapes {tuple(q.batch_shape)} and {tuple(p.batch_shape)}, event shapes "
+        f"site '{name}': no closed form of KL({family_of(q)} || {family_of(p)}) is known here "
+        f"(batch shapes {tuple(q.batch_shape)} and {tuple(p.batch_shape)}, event shapes "
         f"{tuple(q.event_shape)} and {tuple(p.event_shape)}); use kl='sampled'"
     )
-
-
-def _kind(fn) -> str:
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__
