@@ -230,8 +230,8 @@ def without_enumerated(
             if touches(term, [dim]):
                 raise PairError(
                     f"site '{name}' is summed over by the model, so what depends on it has a "
-                    "density only in sum, and the objective asks for a term of its own; train by "
-                    "'elbo', or 'free_bits' per='site'"
+                    "density only in sum, and the objective asks for a term of its own; use "
+                    "kl='sampled', and of 'free_bits' per='site'"
                 )
         mean_term = mean(term)
         return mean_term.reshape(mean_term.shape[count:])

@@ -301,12 +301,37 @@ def test_free_bits_of_numbers_given_a_label_that_the_guide_sums_over(vectorize):
         torch.testing.assert_close(found, (likelihood - groups.sum()).double())
 
 
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_an_analytic_kl_given_a_label_that_the_guide_sums_over(vectorize):
+    """E_q(y) KL(q(z|x,y) || p(z|y)) + KL(q(y|x) || p(y)), without noise."""
+    model, guide, (weights, means, told, locs) = labelled_pair(seen=True)
+    x = torch.tensor([0.5, -0.2, 1.0])
+    pair = examine(model, guide, (x,), "data")
+    with validation(False):
+        record = record_of(pair, (x,), 2, vectorize=vectorize)
+    kl = (told * (told / weights).log()).sum(-1)
+    for y in (0, 1):
+        each = torch.distributions.kl_divergence(
+            dist.Normal(locs[y], 0.8), dist.Normal(means[y], 1.0)
+        )
+        kl = kl + told[:, y] * each.sum(-1)
+    objective = inference.ELBO(kl="analytic")
+    found = objective.loss(record, 1.0, 3) - objective.loss(record, 0.0, 3)
+    torch.testing.assert_close(found, kl.mean().double())
+    numbers = inference.FreeBits(nats=1e-6, kl="analytic")
+    torch.testing.assert_close(numbers.loss(record, 1.0, 3), objective.loss(record, 1.0, 3))
+
+
 def test_free_bits_of_numbers_are_refused_where_the_model_sums_over_their_label():
     """p(z) is then a mixture, whose numbers are not independent."""
     model, guide, _ = labelled_pair(seen=False)
     x = torch.tensor([0.5, -0.2, 1.0])
-    with pytest.raises(PairError, match=r"'y' is summed over by the model.*per='site'"):
-        fit(model, guide, x, objective="free_bits", epochs=1)
+    for objective, said in (
+        ("free_bits", r"'y' is summed over by the model.*per='site'"),
+        (inference.ELBO(kl="analytic"), r"'z': no closed form .* kl='sampled'"),
+    ):
+        with pytest.raises(PairError, match=said):
+            fit(model, guide, x, objective=objective, epochs=1)
     pair = examine(model, guide, (x,), "data")
     with validation(False):
         record = record_of(pair, (x,), 4)

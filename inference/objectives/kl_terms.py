@@ -24,7 +24,8 @@ class KLObjective(Objective):
 
     During warm-up (`warmup_epochs` or `warmup_steps`) beta grows linearly to 1 (arXiv:1602.02282).
     `kl`: terms of the draws (`sampled`), or each latent's KL in closed form given those it depends
-    on (`analytic`), which has the same mean and less noise.
+    on (`analytic`), which has the same mean and less noise. Of a site that is enumerated both are
+    the same sum over its values.
     """
 
     enumerates: ClassVar[bool] = True
@@ -55,11 +56,6 @@ class KLObjective(Objective):
 
     def check(self, pair: Pair) -> None:
         super().check(pair)
-        if self.kl == "analytic" and pair.enumerated:
-            raise PairError(
-                f"site '{pair.enumerated[0]}' is summed over, which its KL term is exact by, and "
-                "kl 'analytic' knows no closed form beside it; use kl='sampled'"
-            )
         if self.kl == "analytic" and pair.scaled_sites:
             raise PairError(
                 f"site '{pair.scaled_sites[0]}' is scaled by poutine.scale, which kl 'analytic' "
@@ -87,7 +83,7 @@ def kl_of(record: LogWeights, rows: Rows, kind: Kind) -> dict[str, Tensor]:
     for name in dict.fromkeys([*record.log_p, *record.log_q]):
         if name in record.observed or not (name in record.latents or name in record.auxiliary):
             continue
-        if kind == "analytic" and name in record.latents:
+        if kind == "analytic" and name in record.latents and not _is_summed_over(record, name):
             found[name] = rows.mean(_closed(record, name).mean(0))
             continue
         terms = [-record.log_p[name]] if name in record.log_p else []
@@ -134,6 +130,16 @@ def in_plate(record: LogWeights, name: str) -> bool:
     return part.log_q[name].dim() == 1 + part.dimensions.particles
 
 
+def _is_summed_over(record: LogWeights, name: str) -> bool:
+    """Is it enumerated, so that its term is a sum over its values and exact?"""
+    part = record.draws[0]
+    fn = part.guide_fn[name]
+    assert part.dimensions is not None
+    batch_dim = part.latents[name].dim() - fn.event_dim
+    wide = part.dimensions.plates + part.dimensions.particles
+    return fn.has_enumerate_support and batch_dim > wide
+
+
 def numbers_of(fn, name: str):
     """The distribution of a vector's numbers, where these are independent. Raises: `PairError`."""
     if isinstance(fn, Independent) and fn.reinterpreted_batch_ndims == 1 == len(fn.event_shape):
@@ -153,7 +159,10 @@ def _closed(record: LogWeights, name: str) -> Tensor:
         if term is None:
             raise _unknown(part, name)
         assert part.dimensions is not None
-        found.append(part.dimensions.summed(term.double(), in_plate(record, name)))
+        term = part.dimensions.summed(term.double(), in_plate(record, name))
+        if part.expected is not None and in_plate(record, name):
+            term = part.expected(term)
+        found.append(term)
     return torch.stack(found) if record.parts else found[0]
 
 
