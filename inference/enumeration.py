@@ -219,11 +219,22 @@ def without_enumerated(
         log_p = {n: t for n, t in log_p.items() if n not in summed} | found.log_p
         observed = tuple(n for n in observed if n in log_p or n not in summed)
         entangled = found.entangled
-    if guide_dims:
-        weights = {n: bare(_without_own_mask(in_guide[n]), masked=False) for n in guide_dims}
-        mean = expectation(weights, guide_dims)
-        log_p = {n: mean(t) for n, t in log_p.items()}
-        log_q = {n: mean(t) for n, t in log_q.items()}
+    weights = {n: bare(_without_own_mask(in_guide[n]), masked=False) for n in guide_dims}
+    mean = expectation(weights, guide_dims)
+    log_p = {n: mean(t) for n, t in log_p.items()}
+    log_q = {n: mean(t) for n, t in log_q.items()}
+
+    def expected(term: Tensor) -> Tensor:
+        term = aligned(term, particles + 1, count)
+        for name, dim in model_dims.items():
+            if touches(term, [dim]):
+                raise PairError(
+                    f"site '{name}' is summed over by the model, so what depends on it has a "
+                    "density only in sum, and the objective asks for a term of its own; use "
+                    "kl='sampled', and of 'free_bits' per='site'"
+                )
+        mean_term = mean(term)
+        return mean_term.reshape(mean_term.shape[count:])
 
     def restore(scores: dict[str, Tensor]) -> dict[str, Tensor]:
         return {n: s.reshape(s.shape[count:]) for n, s in scores.items()}
@@ -234,6 +245,7 @@ def without_enumerated(
         log_q=outside(record.log_q, in_guide) | restore(log_q),
         observed=observed,
         entangled=entangled,
+        expected=expected,
     )
 
 

@@ -33,6 +33,8 @@ def analytic_kl(q, p) -> Tensor | None:
 def site_kl(record: LogWeights, name: str) -> Tensor | None:
     """KL of one site with the site's batch shape, if both densities are known in closed form.
 
+    Given every value of enumerated sites that it depends on.
+
     The closed form integrates over z_i with all else fixed, so what p(z_i|.) depends on must not
     depend on z_i: its predecessors in the model must come before it in the guide, too.
     """
@@ -43,8 +45,14 @@ def site_kl(record: LogWeights, name: str) -> Tensor | None:
     earlier = set(model_order[: model_order.index(name)]) - set(record.observed)
     if not earlier <= set(guide_order[: guide_order.index(name)]):
         return None
-    if q.batch_shape != p.batch_shape or q.event_shape != p.event_shape:
+    if q.event_shape != p.event_shape:
         return None
+    if q.batch_shape != p.batch_shape:
+        if record.expected is None:
+            return None
+        # One of them, or both, for each of the values that others are summed over.
+        shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+        q, p = q.expand(shape), p.expand(shape)
     return analytic_kl(q, p)
 
 

@@ -52,7 +52,7 @@ def init(
     """
     few = head(arguments, transform)
     with _told_of("train", arguments):
-        pair = examine(model, guide, arguments, plate, transform, batch_size)
+        pair = objective.ready(examine(model, guide, arguments, plate, transform, batch_size))
     num_data = len(arguments[0])
     few = _few(pair, arguments, transform)
     with modes(list(modules), training=True):

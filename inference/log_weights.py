@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from torch import Tensor
 
 from inference.errors import PairError
 from inference.isolation import modes, modules_of, own_store
-from inference.marks import Unmarked
 from inference.pair import Pair, as_arguments, examine
 from inference.particles import Scorer, every_row
 from inference.record import LogWeights
@@ -68,12 +66,4 @@ def evidence_pair(pair: Pair) -> Pair:
             "not split by datum; ask for one joint evidence with plate=None, or for "
             "log p(x | global draws) with inference.log_predictive"
         )
-    if pair.drawn:
-        pair = replace(
-            pair,
-            model=Unmarked(pair.drawn)(pair.model),
-            guide=Unmarked(pair.drawn)(pair.guide),
-            enumerated=tuple(name for name in pair.enumerated if name not in pair.drawn),
-            drawn=(),
-        )
-    return pair
+    return pair.drawing()

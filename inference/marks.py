@@ -9,6 +9,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 
 from inference.errors import PairError
+from inference.supports import family_of
 
 
 def is_marked(site) -> bool:
@@ -70,7 +71,7 @@ def check_marked(sites: Mapping[str, Any], plate: str | None) -> tuple[str, ...]
         if site["is_observed"] or name in found or getattr(fn, "has_rsample", False):
             continue
         raise PairError(
-            f"site '{name}' draws from {_innermost(fn)} without a reparametrized sample; "
+            f"site '{name}' draws from {family_of(fn)} without a reparametrized sample; "
             + (
                 "mark it for enumeration, too (infer={'enumerate': 'parallel'})"
                 if getattr(fn, "has_enumerate_support", False)
@@ -96,9 +97,3 @@ def check_outside(name: str, site, plate: str | None) -> None:
 
 def _frames(site):
     return [f for f in site["cond_indep_stack"] if f.vectorized]
-
-
-def _innermost(fn) -> str:
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__

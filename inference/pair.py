@@ -18,7 +18,7 @@ from torch import Tensor
 
 from inference.errors import NonFiniteError, PairError, RequestError
 from inference.isolation import own_randomness, own_store, validation
-from inference.marks import check_marked, is_marked
+from inference.marks import Unmarked, check_marked, is_marked
 from inference.refusals import names_of, refusals_of
 from inference.supports import check_support
 
@@ -82,6 +82,18 @@ class Pair:
     drawn: tuple[str, ...] = ()
     few: int = 4
     failure: str = ""
+
+    def drawing(self) -> Pair:
+        """The pair whose guide draws the sites that it would have had summed over."""
+        if not self.drawn:
+            return self
+        return replace(
+            self,
+            model=Unmarked(self.drawn)(self.model),
+            guide=Unmarked(self.drawn)(self.guide),
+            enumerated=tuple(name for name in self.enumerated if name not in self.drawn),
+            drawn=(),
+        )
 
 
 class GivenSubsample(Messenger):

@@ -7,6 +7,7 @@ nothing else traces a model for estimation.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,7 +40,9 @@ class LogWeights:
     distributions. Draws that were made one at a time have none in common; `parts` holds each one's
     record, without a particle dimension. `log_q_stopped`, on request, is log q as a function of
     the draws alone, the guide's parameters held still; the draws then pass `taps`. `notes` are
-    values that the guide tells by `pyro.deterministic`.
+    values that the guide tells by `pyro.deterministic`. `expected` takes the mean, over values that
+    the guide enumerates, of a term made of the distributions, whose dimensions of them stand left
+    of all others; it raises `PairError` for a term that depends on values that the model sums over.
     """
 
     latents: dict[str, Tensor]
@@ -56,6 +59,7 @@ class LogWeights:
     log_q_stopped: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, Tensor] = field(default_factory=dict)
     taps: Taps | None = None
+    expected: Callable[[Tensor], Tensor] | None = None
 
     @property
     def log_weight(self) -> Tensor:
@@ -125,6 +129,7 @@ def stacked(records: list[LogWeights]) -> LogWeights:
         log_q_stopped=stack([r.log_q_stopped for r in records]),
         dimensions=None,
         taps=None,
+        expected=None,
         parts=tuple(records),
         ulp=torch.stack([r.ulp for r in records]),
     )

@@ -14,6 +14,7 @@ from inference.pair import Pair
 from inference.particles import record_of
 from inference.record import LogWeights
 from inference.stopped import FixedDraws, Scoring
+from inference.supports import family_of
 
 # Beyond rounding, and the inverse of a flow.
 TOLERANCE = 1e-3
@@ -118,13 +119,7 @@ def check_gradients(record: LogWeights, pair: Pair) -> None:
                 "has_rsample=True if its draws are reparametrized"
             )
         if latent:
-            while type(fn).__name__ in (
-                "Independent",
-                "MaskedDistribution",
-                "ExpandedDistribution",
-            ):
-                fn = fn.base_dist
             raise Untraceable(
-                f"site '{name}' draws from {type(fn).__name__}, which has no reparametrized "
+                f"site '{name}' draws from {family_of(fn)}, which has no reparametrized "
                 "sample: its gradient is a score function"
             )

@@ -154,6 +154,13 @@ def plain_fn(fn):
     return fn
 
 
+def family_of(fn) -> str:
+    """The name of a distribution without what wraps it."""
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
 def plain_support(fn):
     """The support of one number of an event, or of what cannot be taken apart."""
     support = fn.support

@@ -80,7 +80,7 @@ def trace(
     objective = member("objective", objective, Objective, OBJECTIVES)
     with own_store(share=True) as keep_params, own_randomness():
         with modes(modules_of(model, guide), training=False):  # a look leaves no statistics
-            pair = examine(model, guide, arguments, plate)
+            pair = objective.ready(examine(model, guide, arguments, plate))
             vectorize = False
             if objective.num_particles > 1:
                 with contextlib.suppress(PairError):  # one particle at a time always works

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
+from pyro.distributions import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.errors import RequestError
@@ -81,4 +82,24 @@ def _check_labels(y: Tensor, classes: int) -> None:
         raise RequestError(
             f"y has shape {tuple(y.shape)} and type {y.dtype}; expected integers [batch], from 0 "
             f"to {classes - 1}, or -1 where a label is missing"
+        )
+
+
+def check_values(y: Tensor | None, classes: int, *, needed: bool) -> None:
+    """Refuse labels of no class, and those that are missing (-1) where they are `needed`: p(x|y).
+
+    Not with Pyro's validation off, as in training and in recorded programs, which read no values:
+    a label that is needed makes NaN of its datum there.
+    """
+    if y is None or not y.numel() or not is_validation_enabled():
+        return
+    highest, missing = int(y.max()), int((y < 0).sum())
+    if highest >= classes:
+        raise RequestError(
+            f"y: {highest}, but this VAE has {classes} classes; expected 0 to {classes - 1}"
+        )
+    if needed and missing:
+        raise RequestError(
+            f"y: {missing} of {y.numel()} labels are missing (-1); this VAE is p(x|y), so leave "
+            "these data out, or build it with label 'latent'"
         )

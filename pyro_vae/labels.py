@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -19,20 +21,23 @@ class Labels(nn.Module):
     Model: y ~ Categorical(pi), learned. Guide of a `latent` label: y ~ q(y|x) where it is missing
     (-1), and with probability 1 what it is where it is known, so that one program serves both and
     the objective is log p(x, y)'s bound there and log p(x)'s here (arXiv:1406.5298, eqs. 6 and 7).
-    Both are summed over all classes.
+    Both are summed over all classes. A condition is no site: it is `needed`.
     """
 
     codes: Tensor
 
-    def __init__(self, classes: int, classifier: Net | None):
+    def __init__(self, classes: int, classifier: Net | None, *, needed: bool = False):
         super().__init__()
+        # What stands for a missing label. One that is needed leaves no number unspoilt: p(x|y) of
+        # no y is no density.
+        self.missing = math.nan if needed else 0.0
         self.logits = nn.Parameter(torch.zeros(classes))
         self.classifier = classifier
         self.register_buffer("codes", torch.eye(classes), persistent=False)
 
     def one_hot(self, y: Tensor) -> Tensor:
-        """`[..., classes]`; zeros where a label is missing."""
-        return self.codes[y.clamp_min(0)] * (y >= 0).unsqueeze(-1)
+        """`[..., classes]`; zeros where a label is missing, or NaN where it is `needed`."""
+        return torch.where((y >= 0).unsqueeze(-1), self.codes[y.clamp_min(0)], self.missing)
 
     def prior(self) -> dist.Categorical:
         return dist.Categorical(logits=self.logits)

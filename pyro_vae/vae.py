@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import Problem, RequestError, SpecError
-from pyro_vae.given import Given, read
+from pyro_vae.given import Given, check_values, read
 from pyro_vae.labels import Labels
 from pyro_vae.part import Shapes
 from pyro_vae.spec import VAESpec
@@ -67,7 +67,7 @@ class VAE(nn.Module):
             if spec.label == "latent":
                 self.classifier_joining = spec.classifier.joining(data, beside)
                 classifier = spec.classifier.make(self.classifier_joining.shape, (classes,))
-            self.labels = Labels(classes, classifier)
+            self.labels = Labels(classes, classifier, needed=spec.label == "condition")
         for part in self.parts():
             part.bind(self)
 
@@ -96,8 +96,9 @@ class VAE(nn.Module):
             pyro.module("labels", self.labels)
         weights = self.decoder.sample_prior() if self.bayesian else None
         with pyro.plate("data", given.size, dim=-1):
+            prior = self._prior_for(given)
             given = replace(given, y=self._label(given))
-            z = self._prior_for(given)(given.y)
+            z = prior(given.y)
             x = pyro.sample("x", self.observation(z, given, weights), obs=given.x)
             if self.spec.guide.widens_model:
                 self.guide_module.widen_model(self._seen(replace(given, x=x)), z)
@@ -125,6 +126,7 @@ class VAE(nn.Module):
         given = read(self.columns, self.shapes, values, named)
         if self.spec.label == "condition" and given.x is not None and given.y is None:
             raise RequestError("y: missing; this VAE is p(x|y), so give the labels of x")
+        check_values(given.y, self.shapes.classes, needed=self.spec.label == "condition")
         if self.spec.missing and given.x is not None and given.mask is None:
             raise RequestError("mask: missing; give one like x, True where a value is known")
         if given.mask is not None and given.x is not None:  # nothing leaks
@@ -150,11 +152,18 @@ class VAE(nn.Module):
         return self.prior.for_data(self._seen(given))
 
     def _seen(self, given: Given) -> Tensor:
-        """What the encoder sees: x, the mask and the label."""
+        """What the encoder sees: x, the mask and the label (zeros for one that is missing)."""
         beside = self._mask(given)
         if self.spec.label in ("condition", "latent"):
-            beside.append(self.labels.one_hot(given.y))
+            beside.append(self._code(given))
         return self.joining(given.x, beside)  # type: ignore[arg-type]
+
+    def _code(self, given: Given) -> Tensor:
+        x: Tensor = given.x  # type: ignore[assignment]
+        y = given.y
+        if y is None:
+            y = torch.full(x.shape[:1], -1, device=x.device)
+        return self.labels.one_hot(y)
 
     def _classified(self, given: Given) -> Tensor:
         return self.classifier_joining(given.x, self._mask(given))  # type: ignore[arg-type]
@@ -187,9 +196,13 @@ class VAE(nn.Module):
         """log p(z|y) `[...]`; without a label log p(z), in which clusters are summed over."""
         if y is not None or self.spec.label == "none":
             return self.prior.distribution(y).log_prob(z)
+        return self._with_every_label(z).logsumexp(-1)
+
+    def _with_every_label(self, z: Tensor) -> Tensor:
+        """log p(z, y) `[..., classes]`."""
         classes = torch.arange(self.shapes.classes, device=z.device)
-        scores = torch.stack([self.prior.distribution(c).log_prob(z) for c in classes], -1)
-        return (scores + self.labels.prior().logits).logsumexp(-1)
+        scores = torch.stack([self.prior.distribution(y).log_prob(z) for y in classes], -1)
+        return scores + self.labels.prior().logits
 
     # In plain words ------------------------------------------------------------------------
 
@@ -250,6 +263,7 @@ class VAE(nn.Module):
         """p(x|z), or p(x|z,y), as a distribution, for `z [..., *latent]` and `y [...]`."""
         if self.decoder_joining.extras and y is None:
             raise RequestError("y: missing; the decoder of this VAE is p(x|z,y)")
+        check_values(y, self.shapes.classes, needed=self.spec.label == "condition")
         return self.observation(z, Given(y=y, exposure=exposure))
 
     def draw_prior(self, num: int, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -306,9 +320,7 @@ class VAE(nn.Module):
                 f"classify: label is '{self.spec.label}'; this needs a latent label or a cluster"
             )
         z = self.encode(*given_values(given, self.columns)).sample((num_samples,))
-        classes = torch.arange(self.shapes.classes, device=z.device)
-        scores = torch.stack([self.prior.distribution(y).log_prob(z) for y in classes], -1)
-        return (scores + self.labels.prior().logits).softmax(-1).mean(0)
+        return self._with_every_label(z).softmax(-1).mean(0)
 
     @property
     def num_weights(self) -> int:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.app.experiment import ExperimentSpec, resolve
 from pyro_vae.data.arrays import Arrays, dataset_from_arrays
 from pyro_vae.data.base import Data, check_fit
 from pyro_vae.data.binarized_mnist import BinarizedMNIST
@@ -136,6 +137,21 @@ def test_dequantized_data_under_a_likelihood_of_binary_values_or_levels():
     ):
         check_fit(found, pv.likelihoods.Categorical(levels=17))
     check_fit(found, UNIT)
+
+
+def test_exemplars_of_data_that_are_drawn_anew():
+    """None of them would equal the datum, so that none would be left out."""
+    for data, likelihood, once in (
+        ({"binarize": "dynamic"}, "bernoulli", "binarize=fixed"),
+        ({"binarize": "none", "dequantize": "uniform"}, "gaussian", "dequantize=none"),
+    ):
+        model = {"prior": "exemplar", "likelihood": likelihood}
+        spec = ExperimentSpec.from_dict({"data": {"name": "digits", **data}, "model": model})
+        with says(pv.SpecError, f"draws each batch anew, so that none would be; set data.{once}"):
+            resolve(spec, spec.data.load())
+    fixed = {"data": {"name": "digits", "binarize": "fixed"}, "model": {"prior": "exemplar"}}
+    spec = ExperimentSpec.from_dict(fixed)
+    assert resolve(spec, spec.data.load()).model.data_shape == (8, 8)
 
 
 def test_likelihoods_of_levels_have_as_many_as_the_data():

@@ -247,3 +247,119 @@ def test_beta_weighs_every_kl_term_and_warms_up():
     kl = likelihood + float(inference.ELBO().loss(record, 1.0, 3))
     beta = objective.beta(9, 10)
     assert -float(objective.loss(record, beta, 3)) == pytest.approx(likelihood - 4 * kl)
+
+
+def labelled_pair(seen):
+    """A label y, and z of each number 0 or 1 in mean as y says; summed over by guide or model."""
+    weights, means = torch.tensor([0.3, 0.7]), torch.tensor([[0.0, 1.0], [1.5, 0.2]])
+    told, locs = torch.tensor([[0.6, 0.4], [0.1, 0.9], [0.5, 0.5]]), torch.randn(2, 3, 2)
+    infer = {"enumerate": "parallel"}
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(weights), infer=infer)
+            z = pyro.sample("z", dist.Normal(means[y], 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        slope = pyro.param("slope", torch.ones(()))
+        with pyro.plate("data", len(x)):
+            if seen:
+                y = pyro.sample("y", dist.Categorical(told), infer=infer)
+                loc = locs[y, torch.arange(3)]
+            else:
+                loc = locs[0]
+            pyro.sample("z", dist.Normal(slope * loc, 0.8).to_event(1))
+
+    return model, guide, (weights, means, told, locs)
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_free_bits_of_numbers_given_a_label_that_the_guide_sums_over(vectorize):
+    """KL_j = E_q(y) KL_j given y; the label is a group of its own."""
+    model, guide, (weights, means, told, locs) = labelled_pair(seen=True)
+    x = torch.tensor([0.5, -0.2, 1.0])
+    pair = examine(model, guide, (x,), "data")
+    with validation(False):
+        record = record_of(pair, (x,), 2, vectorize=vectorize)
+    kl_y = (told * (told / weights).log()).sum(-1).mean()
+    numbers, likelihood = torch.zeros(2), torch.zeros(())
+    if vectorize:
+        draws = [record.latents["z"]]  # [2, K, 3, 2]
+    else:
+        draws = [part.latents["z"].unsqueeze(1) for part in record.parts]
+    for z in draws:
+        for y in (0, 1):
+            q, p = dist.Normal(locs[y], 0.8), dist.Normal(means[y], 1.0)
+            term = (q.log_prob(z[y]) - p.log_prob(z[y])) * told[:, y, None]
+            numbers = numbers + term.mean((0, 1)) / len(draws)
+            fits = dist.Normal(z[y].sum(-1), 1.0).log_prob(x) * told[:, y]
+            likelihood = likelihood + fits.mean() / len(draws)
+    for nats in (1e-6, 0.3):
+        groups = torch.cat([kl_y.reshape(1), numbers]).clamp(min=nats)
+        found = -inference.FreeBits(nats=nats).loss(record, 1.0, 3)
+        torch.testing.assert_close(found, (likelihood - groups.sum()).double())
+
+
+@pytest.mark.parametrize("vectorize", [True, False])
+def test_an_analytic_kl_given_a_label_that_the_guide_sums_over(vectorize):
+    """E_q(y) KL(q(z|x,y) || p(z|y)) + KL(q(y|x) || p(y)), without noise."""
+    model, guide, (weights, means, told, locs) = labelled_pair(seen=True)
+    x = torch.tensor([0.5, -0.2, 1.0])
+    pair = examine(model, guide, (x,), "data")
+    with validation(False):
+        record = record_of(pair, (x,), 2, vectorize=vectorize)
+    kl = (told * (told / weights).log()).sum(-1)
+    for y in (0, 1):
+        each = torch.distributions.kl_divergence(
+            dist.Normal(locs[y], 0.8), dist.Normal(means[y], 1.0)
+        )
+        kl = kl + told[:, y] * each.sum(-1)
+    objective = inference.ELBO(kl="analytic")
+    found = objective.loss(record, 1.0, 3) - objective.loss(record, 0.0, 3)
+    torch.testing.assert_close(found, kl.mean().double())
+    numbers = inference.FreeBits(nats=1e-6, kl="analytic")
+    torch.testing.assert_close(numbers.loss(record, 1.0, 3), objective.loss(record, 1.0, 3))
+
+
+def test_free_bits_of_numbers_are_refused_where_the_model_sums_over_their_label():
+    """p(z) is then a mixture, whose numbers are not independent."""
+    model, guide, _ = labelled_pair(seen=False)
+    x = torch.tensor([0.5, -0.2, 1.0])
+    for objective, said in (
+        ("free_bits", r"'y' is summed over by the model.*per='site'"),
+        (inference.ELBO(kl="analytic"), r"'z': no closed form .* kl='sampled'"),
+    ):
+        with pytest.raises(PairError, match=said):
+            fit(model, guide, x, objective=objective, epochs=1)
+    pair = examine(model, guide, (x,), "data")
+    with validation(False):
+        record = record_of(pair, (x,), 4)
+    site, elbo = inference.FreeBits(nats=1e-6, per="site"), inference.ELBO()
+    torch.testing.assert_close(site.loss(record, 1.0, 3), elbo.loss(record, 1.0, 3))
+
+
+@pytest.mark.parametrize("per", ["site", "number"])
+def test_what_stands_outside_the_data_has_no_free_bits(per):
+    """A decoder's weights: 1/N of their KL is below any bound, so all of it would be free."""
+    torch.manual_seed(0)
+    vae = pv.VAE(
+        data_shape=(6,),
+        latent_dim=2,
+        encoder={"name": "mlp", "hidden": [5]},
+        decoder={"name": "bayesian_mlp", "hidden": [5]},
+    )
+    pair = examine(vae.model, vae.guide, (patterns(),), "data")
+    with validation(False), torch.no_grad():
+        record = record_of(pair, (patterns(),), 2)
+    for nats in (1e-6, 50.0):
+        found = float(inference.FreeBits(nats=nats, per=per).loss(record, 1.0, 100))
+        weights = record.log_q["decoder_weights"] - record.log_p["decoder_weights"]
+        others = [float((record.log_q["z"] - record.log_p["z"]).mean())]
+        if per == "number":
+            q, p = record.guide_fn["z"].base_dist, record.model_fn["z"].base_dist
+            z = record.latents["z"]
+            others = (q.log_prob(z) - p.log_prob(z)).mean((0, 1)).tolist()
+        expected = -record.log_p["x"].mean() + weights.mean() / 100
+        expected = float(expected) + sum(max(nats, kl) for kl in others)
+        assert found == pytest.approx(expected, rel=1e-5)

@@ -174,3 +174,73 @@ def test_what_is_handed_in_is_checked():
         vae.decode(torch.zeros(1, 1).double())
     assert vae.generate(4, y=2).shape == (4, *SHAPE)
     assert vae.generate(4).shape == (4, *SHAPE)
+
+
+@pytest.mark.parametrize("label", ["latent", "condition"])
+def test_exemplars_leave_out_a_datum_whatever_its_label_is_taken_for(label, own_store):
+    """In training; a latent label's values, over which p(x) is summed, are not what is left out."""
+    vae = build(label=label, prior={"name": "exemplar", "components": 6})
+    x, y = data()
+    if label == "latent":
+        y = torch.where(torch.arange(6) < 3, y, -1)
+    vae.initialize(x, y).train()
+    trace = pyro.poutine.trace(vae.guide).get_trace(x, y)
+    found = pyro.poutine.trace(pyro.poutine.replay(vae.model, trace)).get_trace(x, y)
+    logits = found.nodes["z"]["fn"].logits
+    assert logits.shape == (6, 6)
+    assert (logits == -math.inf).sum(1).tolist() == [1] * 6
+    for row, left in zip(vae._seen(vae.read(x, y)), logits == -math.inf, strict=True):
+        assert torch.equal(vae.prior.exemplars[left][0], row)
+    result = inference.fit(
+        vae.model, vae.guide, (x, y), epochs=1, batch_size=4, engine="eager", progress=False
+    )
+    assert result.steps == 2
+
+
+def test_a_latent_label_may_be_left_unsaid():
+    """No y is the same as -1 everywhere."""
+    vae = build(label="latent", prior={"name": "exemplar", "components": 6})
+    x, _ = data()
+    none = torch.full((6,), -1)
+    torch.manual_seed(0)
+    vae.initialize(x)
+    exemplars = vae.prior.exemplars.clone()
+    torch.manual_seed(0)
+    vae.initialize(x, none)
+    assert torch.equal(exemplars, vae.prior.exemplars)
+    assert torch.equal(vae.encode(x).mean, vae.encode(x, none).mean)
+
+
+def test_a_condition_must_be_told():
+    """-1 is no label of p(x|y): not the last one, and not none."""
+    vae = build(label="condition", prior="conditional")
+    x, y = data()
+    y[0] = -1
+    for refused in (
+        lambda: vae.encode(x, y),
+        lambda: vae.decode(torch.zeros(6, 1).double(), y),
+        lambda: vae.generate(2, y=-1),
+        lambda: inference.log_marginal(vae.model, vae.guide, (x, y), progress=False),
+    ):
+        with pytest.raises(RequestError, match=r"y: \d of \d labels are missing .*'latent'"):
+            refused()
+    with pyro.validation_enabled(False):
+        assert vae.encode(x, y).mean.isnan().flatten().tolist() == [True] + [False] * 5
+    latent = build(label="latent")
+    assert latent.encode(x, y).mean.isfinite().all()
+    for of in (vae, latent):
+        with pytest.raises(
+            RequestError, match=r"y: 3, but this VAE has 3 classes; expected 0 to 2"
+        ):
+            of.encode(x, y.clamp_min(0) + 1)
+
+
+def test_a_condition_that_is_missing_late_stops_training():
+    """Training checks no values of labels, so what it makes of one must not look like a number."""
+    vae = build(label="condition", prior="conditional")
+    x, y = data(600)
+    y[-1] = -1
+    with pytest.raises(inference.errors.InferenceError, match=r"not finite|missing"):
+        inference.fit(
+            vae.model, vae.guide, (x, y), epochs=1, batch_size=100, engine="eager", progress=False
+        )

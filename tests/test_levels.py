@@ -16,11 +16,17 @@ PRIOR = {"name": "hierarchical", "network": NET.to_dict()}
 GRID = torch.linspace(-7, 7, 281, dtype=torch.float64)
 
 
-def build(guide, levels=(1, 1), prior=PRIOR, data=(5,)):
+def build(guide, levels=(1, 1), prior=PRIOR, data=(5,), **fields):
     torch.manual_seed(3)
     guide = {"name": guide} if guide == "ladder" else {"name": guide, "network": NET.to_dict()}
     vae = pv.VAE(
-        data_shape=data, latent_dim=levels, prior=prior, guide=guide, encoder=NET, decoder=NET
+        data_shape=data,
+        latent_dim=levels,
+        prior=prior,
+        guide=guide,
+        encoder=NET,
+        decoder=NET,
+        **fields,
     )
     vae.guide_module.encoder.shrink_outputs(0.2)  # near the prior: weights without a heavy tail
     for net in vae.prior.below:  # levels that depend on each other
@@ -89,6 +95,40 @@ def test_a_ladder_multiplies_what_x_says_with_what_the_prior_says():
         product = (own.log_prob(grid) + prior.log_prob(grid)).squeeze()
         product = product - product.logsumexp(0) - math.log(float(GRID[1] - GRID[0]))
         torch.testing.assert_close(merged.log_prob(grid).squeeze(), product, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("label", ["condition", "cluster"])
+def test_a_top_given_its_label_makes_the_hierarchy_so(label):
+    """log p(x|y), or that of a mixture of hierarchies, against a grid."""
+    prior = {**PRIOR, "top": {"name": "conditional", "spread": 1.5}}
+    vae = build("top_down", prior=prior, label=label, classes=2)
+    torch.manual_seed(0)
+    x, y = (torch.rand(4, 5) < 0.5).double(), torch.tensor([0, 1, 1, 0])
+    cell = 2 * math.log(float(GRID[1] - GRID[0]))
+    told = label == "condition"
+    with torch.no_grad():
+        z = torch.cartesian_prod(GRID, GRID)
+        joint = []
+        for c in (0, 1):
+            each = torch.full((len(z),), c)
+            p = vae.decode(z, each if told else None).log_prob(x[:, None])
+            joint.append(torch.logsumexp(p + vae.log_prior(z, each), 1) + cell)
+        joint = torch.stack(joint, 1)  # log p(x|y)
+        one = vae.log_prior(z[:3], y[:3])
+        torch.testing.assert_close(one[1], vae.log_prior(z[1], y[1]))
+    assert (joint[:, 0] - joint[:, 1]).abs().min() > 1e-3
+    exact = joint.gather(1, y[:, None]).squeeze(1) if told else joint.logsumexp(1) - math.log(2)
+    found = inference.log_marginal(
+        vae.model,
+        vae.guide,
+        (x, y) if told else x,
+        estimator=inference.Importance(num_samples=20_000),
+        engine="eager",
+        precision="float64",
+        progress=False,
+    )
+    assert ((found.value - exact).abs() < 5 * found.std_error + 2e-3).all()
+    assert vae.generate(6).shape == (6, 5)
 
 
 def test_what_the_top_may_be():

@@ -121,3 +121,30 @@ def test_a_table_from_an_array(tmp_path):
     check_fit(dataset, likelihood)
     vae = pv.VAE(data_shape=dataset.shape, latent_dim=2, likelihood=likelihood)
     assert vae.initialize(dataset.train).reconstruct(dataset.validation).shape == (10, 5)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_an_exposure_is_that_of_a_tables_counts(wide):
+    """One for each row, or one for each value; columns that are no counts have none."""
+    parts = [{"likelihood": "gaussian", "columns": 2}, {"likelihood": "poisson", "columns": 2}]
+    fields = {"data_shape": (4,), "latent_dim": 1, "exposure": True}
+    vae = pv.VAE(**fields, likelihood={"name": "mixed", "parts": parts})
+    x = torch.cat([torch.randn(30, 2), torch.poisson(torch.full((30, 2), 4.0))], 1)
+    exposure = torch.rand(30, 4) + 0.5 if wide else torch.rand(30) + 0.5
+    vae.initialize(x, exposure)
+    outputs = torch.randn(30, 4)
+    spread = exposure[:, 2:] if wide else exposure[:, None]
+    counts = torch.distributions.Poisson(outputs[:, 2:].exp() * spread).log_prob(x[:, 2:])
+    real = torch.distributions.Normal(
+        outputs[:, :2], vae.likelihood.modules_of_parts[0].fitted_sigma()
+    )
+    expected = counts.sum(1) + real.log_prob(x[:, :2]).sum(1)
+    torch.testing.assert_close(vae.likelihood(outputs, exposure).log_prob(x), expected)
+    start = vae.likelihood.initial_output(x, exposure)[2:].exp()
+    torch.testing.assert_close(start, x[:, 2:].mean(0) / spread.mean(0))
+    result = inference.fit(
+        vae.model, vae.guide, (x, exposure), epochs=1, batch_size=10, engine="eager", progress=False
+    )
+    assert result.steps == 3
+    with pytest.raises(pv.SpecError, match="likelihood 'mixed' has not"):
+        pv.VAE(**fields, likelihood={"name": "mixed", "parts": [{"columns": 4}]})

@@ -134,3 +134,26 @@ def test_a_vae_of_known_noise_finds_it(engine):
         )
     # The mean of (x - W z)^2 over the posterior is the noise's variance at the optimum.
     assert float(vae.likelihood.fitted_sigma().detach()) == pytest.approx(0.3, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["labels", "codes", "columns"])
+def test_where_values_are_summed_over_the_learned_number_stands_in(kind):
+    """The mean over all values of a label or code is not that of the likely ones."""
+    gaussian = {"name": "gaussian", "sigma": "optimal"}
+    fields = {"label": "latent", "classes": 3, "likelihood": gaussian}
+    if kind == "codes":
+        fields = {"prior": "categorical", "guide": "categorical", "likelihood": gaussian}
+    if kind == "columns":
+        fields["likelihood"] = {"name": "mixed", "parts": [{"likelihood": gaussian, "columns": 4}]}
+    torch.manual_seed(0)
+    x = torch.randn(20, 4)
+    vae = pv.VAE(data_shape=(4,), latent_dim=1, **fields).initialize(x).train()
+    part = vae.likelihood.modules_of_parts[0] if kind == "columns" else vae.likelihood
+    with torch.no_grad():
+        part.log_sigma.fill_(math.log(0.3))
+    outputs = torch.randn(3, 20, 4)
+    expected = Normal(outputs, 0.3).log_prob(x).sum(-1)
+    torch.testing.assert_close(vae.likelihood(outputs).log_prob(x).detach(), expected)
+    plain = pv.VAE(data_shape=(4,), likelihood=gaussian).initialize(x).train()
+    best = Normal(outputs, (x - outputs).square().mean().sqrt()).log_prob(x).sum(-1)
+    torch.testing.assert_close(plain.likelihood(outputs).log_prob(x).detach(), best)

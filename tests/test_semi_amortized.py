@@ -8,6 +8,7 @@ import torch
 
 import inference
 import pyro_vae as pv
+from pyro_vae.given import Given
 from pyro_vae.guides.semi_amortized import orthogonal_signs
 
 DATA, DIM = (5,), 2
@@ -54,7 +55,7 @@ def test_the_bound_of_orthogonal_signs_is_exact(pairs):
             w = linear(vae)[0]
             w.data.copy_(torch.linalg.qr(w.data)[0])
         with torch.no_grad():
-            found = vae.guide_module.bound(loc, log_scale, x)
+            found = vae.guide_module.bound(loc, log_scale, vae.read(x))
             expected = exact_bound(vae, x, loc, log_scale.exp())
         same = torch.allclose(found - found[0], expected - expected[0])
         assert same == (orthogonal or pairs > 1)
@@ -93,7 +94,7 @@ def test_each_step_raises_the_exact_bound(size):
     for steps in range(6):
         module = vae.guide_module
         module.raw_rate = torch.nn.Parameter(torch.full((steps,), -1.4).double())
-        loc, scale = module.encode(x)
+        loc, scale = module.encode(x, vae.read(x))
         bounds.append(exact_bound(vae, x, loc, scale).mean().detach())
     rises = torch.stack(bounds).diff()
     assert (rises > 0).all()
@@ -105,7 +106,7 @@ def test_each_step_raises_the_exact_bound(size):
 
 def outer(vae, x):
     """A function of the refined parameters."""
-    loc, scale = vae.guide_module.encode(x)
+    loc, scale = vae.guide_module.encode(x, vae.read(x))
     return (loc.sin() + scale.square()).sum()
 
 
@@ -161,7 +162,8 @@ def test_evaluation_finds_the_same(frozen):
         assert not without.mean.requires_grad
         alone = vae.encode(x[1:2])
         torch.testing.assert_close(alone.mean, without.mean[1:2])
-        loc, _ = vae.guide_module.encode(x.expand(2, 4, 5))
+        both = x.expand(2, 4, 5)
+        loc, _ = vae.guide_module.encode(both, Given(both))
         torch.testing.assert_close(loc[1], without.mean)
     assert torch.equal(torch.get_rng_state(), before), "q is a function of x"
     assert all(p.grad is None for p in vae.parameters())
@@ -194,3 +196,45 @@ def test_weights_are_those_of_the_refined_density():
     exact = torch.distributions.MultivariateNormal(b, covariance_matrix=cov).log_prob(x).detach()
     assert estimate.std_error.max() < 0.01
     assert ((estimate.value - exact).abs() < 5 * estimate.std_error + 1e-9).all()
+
+
+@pytest.mark.parametrize("objective", ["stl", "dreg"])
+def test_path_derivatives_hold_the_steps_still(objective):
+    """Scored again, q is a function of its draws alone, decoder and all; its paths are not."""
+    vae, x = build(steps=2), torch.randn(6, 5, dtype=torch.double)
+    before = linear(vae)[0].detach().clone(), vae.guide_module.raw_rate.detach().clone()
+    result = inference.fit(
+        vae.model, vae.guide, x, objective=objective, epochs=1, engine="eager", progress=False
+    )
+    assert result.steps == 1
+    assert not torch.equal(before[0], linear(vae)[0])
+    assert not torch.equal(before[1], vae.guide_module.raw_rate)
+
+
+def test_a_frozen_encoder_leaves_the_decoder_its_gradient():
+    vae, x = build(steps=2), torch.randn(4, 5, dtype=torch.double)
+    vae.guide_module.requires_grad_(False)
+    exact = torch.autograd.grad(outer(vae, x), linear(vae)[0])[0]
+    vae.guide_module.requires_grad_(True)
+    torch.testing.assert_close(torch.autograd.grad(outer(vae, x), linear(vae)[0])[0], exact)
+
+
+def test_a_scale_at_its_floor_is_led_back_inside():
+    """Below the floor a predicted sigma has slope 0; in training what leads back inside passes."""
+    vae = pv.VAE(
+        data_shape=(1,),
+        latent_dim=1,
+        guide=pv.guides.SemiAmortized(steps=1),
+        likelihood={"name": "gaussian", "sigma": "predicted", "floor": 0.5, "scale": 1.0},
+        encoder="linear",
+        decoder="linear",
+    ).double()
+    layer = linear(vae)
+    with torch.no_grad():  # the mean is 0, and log sigma = z / 10 below the floor's
+        layer[0].copy_(torch.tensor([[0.0], [0.1]]))
+        layer[1].copy_(torch.tensor([0.0, -3.0]))
+    far, near = torch.tensor([[4.0]]).double(), torch.tensor([[0.01]]).double()
+    zero = torch.zeros(1, 1, dtype=torch.double)
+    moved = [vae.guide_module.refine(zero, zero, Given(x))[:, 0].item() for x in (far, near)]
+    assert moved[0] > 0.1, "a wider sigma would raise the bound: inside is that way"
+    assert abs(moved[1]) < 1e-12, "a narrower one leads further out"

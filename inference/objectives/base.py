@@ -20,9 +20,9 @@ class Objective(BaseModel):
     what its gradients need of a record (see `inference.particles.record_of`): `paths` through the
     draws, log q with its parameters `stopped`, or `fixed draws`, which may be discrete, too.
     `weighs_draws`: is it a function of importance weights? `enumerates`: is it linear in the
-    log-densities, so that a guide's enumerated sites can be summed over? `weighs_kl`: does it need
-    KL terms by themselves? A further term may be made of `record.guide_fn` and `record.model_fn`,
-    which hold the distributions of observed sites, too.
+    log-densities, so that a guide's enumerated sites can be summed over? (Under `fixed draws` they
+    are drawn.) `weighs_kl`: does it need KL terms by themselves? A further term may be made of
+    `record.guide_fn` and `record.model_fn`, which hold the distributions of observed sites, too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -67,14 +67,18 @@ class Objective(BaseModel):
         """Pyro's own estimator of this objective; None where it has none."""
         return None
 
+    def ready(self, pair: Pair) -> Pair:
+        """The pair as this objective runs it: draws that are held fixed may be discrete."""
+        return pair.drawing() if self.scoring == "fixed draws" else pair
+
     def check(self, pair: Pair) -> None:
         """Refuse pairs for which this objective is not what it says. Raises: `PairError`."""
         if pair.drawn and not self.enumerates:
             raise PairError(
                 f"site '{pair.drawn[0]}' is marked for enumeration in the guide, but objective "
                 f"'{self.name}' is a function of draws and their weights, not of means over all "
-                "values; take the site out of the guide and let the model sum over it, or train by "
-                "objective 'elbo'"
+                "values; take the site out of the guide and let the model sum over it, train by "
+                "objective 'elbo', or by 'reweighted_wake_sleep', which draws it"
             )
         if pair.scaled_sites and self.weighs_draws:
             raise PairError(

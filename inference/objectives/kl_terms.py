@@ -14,6 +14,7 @@ from inference.kl import analytic_kl, site_kl
 from inference.objectives.base import Objective, Rows
 from inference.pair import Pair
 from inference.record import LogWeights
+from inference.supports import family_of
 
 Kind = Literal["sampled", "analytic"]
 
@@ -23,7 +24,8 @@ class KLObjective(Objective):
 
     During warm-up (`warmup_epochs` or `warmup_steps`) beta grows linearly to 1 (arXiv:1602.02282).
     `kl`: terms of the draws (`sampled`), or each latent's KL in closed form given those it depends
-    on (`analytic`), which has the same mean and less noise.
+    on (`analytic`), which has the same mean and less noise. Of a site that is enumerated both are
+    the same sum over its values.
     """
 
     enumerates: ClassVar[bool] = True
@@ -54,11 +56,6 @@ class KLObjective(Objective):
 
     def check(self, pair: Pair) -> None:
         super().check(pair)
-        if self.kl == "analytic" and pair.enumerated:
-            raise PairError(
-                f"site '{pair.enumerated[0]}' is summed over, which its KL term is exact by, and "
-                "kl 'analytic' knows no closed form beside it; use kl='sampled'"
-            )
         if self.kl == "analytic" and pair.scaled_sites:
             raise PairError(
                 f"site '{pair.scaled_sites[0]}' is scaled by poutine.scale, which kl 'analytic' "
@@ -86,7 +83,7 @@ def kl_of(record: LogWeights, rows: Rows, kind: Kind) -> dict[str, Tensor]:
     for name in dict.fromkeys([*record.log_p, *record.log_q]):
         if name in record.observed or not (name in record.latents or name in record.auxiliary):
             continue
-        if kind == "analytic" and name in record.latents:
+        if kind == "analytic" and name in record.latents and not _is_summed_over(record, name):
             found[name] = rows.mean(_closed(record, name).mean(0))
             continue
         terms = [-record.log_p[name]] if name in record.log_p else []
@@ -117,10 +114,30 @@ def kl_by_number(record: LogWeights, name: str, rows: Rows, kind: Kind) -> Tenso
         else:
             term = q.log_prob(part.latents[name]) - p.log_prob(part.latents[name])
         assert part.dimensions is not None
-        inside = part.log_q[name].dim() == 1 + part.dimensions.particles
-        found.append(part.dimensions.summed(term.double().movedim(-1, 0), inside))
+        inside = in_plate(record, name)
+        numbers = part.dimensions.summed(term.double().movedim(-1, 0), inside)
+        if part.expected is not None and inside:
+            numbers = torch.stack([part.expected(number) for number in numbers])
+        found.append(numbers)
     every = torch.stack(found, 1) if record.parts else found[0]  # [L, K, rows], or [L, K]
     return torch.stack([rows.mean(number.mean(0)) for number in every])
+
+
+def in_plate(record: LogWeights, name: str) -> bool:
+    """Does a site of the guide stand in the data plate?"""
+    part = record.draws[0]
+    assert part.dimensions is not None
+    return part.log_q[name].dim() == 1 + part.dimensions.particles
+
+
+def _is_summed_over(record: LogWeights, name: str) -> bool:
+    """Is it enumerated, so that its term is a sum over its values and exact?"""
+    part = record.draws[0]
+    fn = part.guide_fn[name]
+    assert part.dimensions is not None
+    batch_dim = part.latents[name].dim() - fn.event_dim
+    wide = part.dimensions.plates + part.dimensions.particles
+    return fn.has_enumerate_support and batch_dim > wide
 
 
 def numbers_of(fn, name: str):
@@ -142,21 +159,17 @@ def _closed(record: LogWeights, name: str) -> Tensor:
         if term is None:
             raise _unknown(part, name)
         assert part.dimensions is not None
-        inside = part.log_q[name].dim() == 1 + part.dimensions.particles
-        found.append(part.dimensions.summed(term.double(), inside))
+        term = part.dimensions.summed(term.double(), in_plate(record, name))
+        if part.expected is not None and in_plate(record, name):
+            term = part.expected(term)
+        found.append(term)
     return torch.stack(found) if record.parts else found[0]
 
 
 def _unknown(record: LogWeights, name: str) -> PairError:
     q, p = record.guide_fn[name], record.model_fn[name]
     return PairError(
-        f"site '{name}': no closed form of KL({_kind(q)} || {_kind(p)}) is known here (batch "
-        f"shapes {tuple(q.batch_shape)} and {tuple(p.batch_shape)}, event shapes "
+        f"site '{name}': no closed form of KL({family_of(q)} || {family_of(p)}) is known here "
+        f"(batch shapes {tuple(q.batch_shape)} and {tuple(p.batch_shape)}, event shapes "
         f"{tuple(q.event_shape)} and {tuple(p.event_shape)}); use kl='sampled'"
     )
-
-
-def _kind(fn) -> str:
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__

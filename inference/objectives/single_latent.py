@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inference.errors import PairError
+from inference.objectives.kl_terms import in_plate
 from inference.record import LogWeights
 
 
@@ -21,8 +22,7 @@ def single_latent(record: LogWeights, what: str) -> str:
             f"draws {', '.join(drawn) or 'none'}; train by objective 'elbo' or 'free_bits'"
         )
     (name,) = drawn
-    inside = name in part.log_q and part.log_q[name].dim() == 1 + part.dimensions.particles
-    if not inside or part.dimensions.plates != 1:
+    if name not in part.log_q or not in_plate(record, name) or part.dimensions.plates != 1:
         raise PairError(
             f"objective '{what}' compares draws of site '{name}' over data, which takes one value "
             "a datum, in the data plate alone; train by objective 'elbo'"

@@ -99,6 +99,13 @@ def problems(dataset: Dataset, model: VAESpec) -> Iterator[tuple[str, str]]:
         yield "model.missing", f"false, but '{name}' lacks values; set model.missing=true"
     if model.exposure and not dataset.exposures:
         yield "model.exposure", f"true, but '{name}' has no exposures; set model.exposure=false"
+    if model.prior.leaves_out and dataset.train_transform is not None:
+        once = "dequantize=none" if dataset.dequantized else "binarize=fixed"
+        yield (
+            "model.prior",
+            f"'{model.prior.name}' leaves out what equals the datum, but '{name}' draws each batch "
+            f"anew, so that none would be; set data.{once}",
+        )
 
 
 def num_classes(dataset: Dataset) -> int:

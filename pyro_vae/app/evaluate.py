@@ -125,7 +125,7 @@ def evaluate(
         summary["evaluate"] = {k: v for k, v in asked.items() if k not in ("split", "num_data")}
     else:
         own = {"split": how.split, "data_fingerprint": batch_fingerprint(batch), "evaluate": asked}
-        summary |= {**own, **_bits(vae, dataset, estimate), **beside}
+        summary |= {**own, **_bits(vae, dataset, batch, estimate), **beside}
     run.write_evaluation(estimate.arrays(), summary, kind)
     return estimate, summary
 
@@ -245,12 +245,18 @@ def _units(units: inference.ActiveUnits) -> dict[str, Any]:
     }
 
 
-def _bits(vae: VAE, dataset: Dataset, estimate: inference.Estimate) -> dict[str, Any]:
-    """Bits per dimension of grey levels, where log p(x) says something of their probability."""
+def _bits(vae: VAE, dataset: Dataset, batch: Batch, estimate: inference.Estimate) -> dict[str, Any]:
+    """Bits per dimension of grey levels, where log p(x) says something of their probability.
+
+    Where values are missing, per value that is known.
+    """
     discrete = vae.likelihood.support == "levels"
     if dataset.levels is None or not (discrete or dataset.dequantized):
         return {}
-    dims = math.prod(dataset.shape)
+    dims: float = math.prod(dataset.shape)
+    if vae.spec.missing:
+        mask = batch[vae.columns.index("mask")]
+        dims = max(1, int(mask.sum())) / len(mask)
     levels = dataset.levels if dataset.dequantized else None
     kind = "code length" if discrete else "upper bound on the code length"
     return {

@@ -54,7 +54,7 @@ def combination(prior: str, guide: str, latent_dim: int = 3) -> Combination:
     fields: dict[str, Any] = {"prior": prior, "guide": guide, "latent_dim": latent_dim}
     if p.levels == "many":  # type: ignore[attr-defined]
         fields["latent_dim"] = (latent_dim, 2)
-    if p.labelled:  # type: ignore[attr-defined]
+    if p().labelled:  # type: ignore[attr-defined]
         fields |= {"label": "condition", "classes": 3}
     if q.needs_mask:  # type: ignore[attr-defined]
         fields["missing"] = True

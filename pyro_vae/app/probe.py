@@ -17,6 +17,7 @@ from pyro_vae.app.columns import Batch, arguments, splits
 from pyro_vae.app.files import write_json
 from pyro_vae.app.run import Run
 from pyro_vae.app.tables import say, show_table
+from pyro_vae.data.base import Dataset
 from pyro_vae.errors import RequestError
 from pyro_vae.vae import VAE
 
@@ -43,20 +44,26 @@ def probe(run: Run | str | PathLike, *, num_train: int | None = None, seed: int 
     """Linear classifiers on latent means, on as many principal components, and on raw values.
 
     Multinomial logistic regression on standardized features, all data at once (L-BFGS, float64).
-    Written to `probe.json`.
+    The encoder is told no label: a latent one is what the model takes it for, in training data,
+    too. Written to `probe.json`.
 
     Args:
         num_train: labelled training data that the classifiers see, a random choice; None: all.
         seed: of that choice, and of latent means that are found by sampling.
-    Raises: `RequestError` for data without labels.
+    Raises: `RequestError` for data without labels, and for p(x|y), whose encoder is told the label.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     vae, dataset = run.vae(), run.spec.data.load()
+    if vae.spec.label == "condition":
+        raise RequestError(
+            f"{run.path}: label is 'condition', so its encoder is handed the label that a "
+            "classifier on its latents is to find; probe a run with label none, latent or cluster"
+        )
     test = "test" if "test" in splits(dataset) else "validation"
     if "train" not in dataset.labels or test not in dataset.labels:
         raise RequestError(f"{run.path}: data '{dataset.name}' has no labels to be told")
     hidden = run.spec.data.prepared()
-    sets = [(arguments(hidden, name, vae.spec), dataset.labels[name]) for name in ("train", test)]
+    sets = [(untold(hidden, name, vae), dataset.labels[name]) for name in ("train", test)]
     (train, y), (held, y_test) = (_known(*one) for one in sets)
     rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     if num_train is not None:
@@ -88,6 +95,13 @@ def probe(run: Run | str | PathLike, *, num_train: int | None = None, seed: int 
         },
     )
     return found
+
+
+def untold(dataset: Dataset, split: str, vae: VAE) -> Batch:
+    """The tensors of a split, all labels missing."""
+    batch = arguments(dataset, split, vae.spec)
+    named = zip(vae.columns, batch, strict=True)
+    return tuple(torch.full_like(item, -1) if name == "y" else item for name, item in named)
 
 
 def _known(batch: Batch, labels: Tensor) -> tuple[Batch, Tensor]:

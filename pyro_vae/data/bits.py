@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def bits_per_dim(log_px: float, num_dims: int, levels: int | None = None) -> float:
+def bits_per_dim(log_px: float, num_dims: float, levels: int | None = None) -> float:
     """-log2 P(x) / D of the discrete data, exactly or from above.
 
     Args:
@@ -13,7 +13,7 @@ def bits_per_dim(log_px: float, num_dims: int, levels: int | None = None) -> flo
             dequantized data x = (level + u) / levels, u ~ U(0, 1) (arXiv:1511.01844). On the scale
             of the levels that is log p(level + u) = log p(x) - D log levels. By Jensen its mean
             over u is at most log P(level), so that these bits are an upper bound.
-        num_dims: D, numbers a datum.
+        num_dims: D, numbers a datum; where some are missing, those known, in mean.
 
     >>> bits_per_dim(-784 * math.log(256), 784)  # each level is as probable as any other
     8.0

@@ -56,18 +56,24 @@ class SemiAmortizedModule(MeanFieldModule):
         return loc, positive(log_scale)
 
     def refine(self, loc: Tensor, log_scale: Tensor, given: Given) -> Tensor:
-        """m_k and log s_k `[..., 2 L]`, differentiable where gradients are wanted."""
-        wanted = torch.is_grad_enabled()
+        """m_k and log s_k `[..., 2 L]`, differentiable where anything that makes them is."""
         at = torch.cat([loc, log_scale], -1)
+        rates = self.raw_rate.sigmoid()
+        wanted = torch.is_grad_enabled() and (
+            at.requires_grad
+            or rates.requires_grad
+            or self.bound(loc, log_scale, given).requires_grad  # of the model's parameters
+        )
         with torch.enable_grad():
-            for rate in self.raw_rate.sigmoid().unbind():
+            for rate in rates.unbind():
                 if not (wanted and at.requires_grad):
                     at = at.detach().requires_grad_()
                 loc, log_scale = at.chunk(2, -1)
-                bound = self.bound(loc, log_scale, given).sum()
+                # A loss, for bounds of scales tell by its gradient what leads out of them.
+                loss = -self.bound(loc, log_scale, given).sum()
                 # By both at once: whatever made them, m is no function of s here.
-                [slope] = torch.autograd.grad(bound, at, create_graph=wanted)
-                d_loc, d_log = slope.chunk(2, -1)
+                [slope] = torch.autograd.grad(loss, at, create_graph=wanted)
+                d_loc, d_log = (-slope).chunk(2, -1)
                 log_scale = log_scale - 0.5 * torch.log1p(-rate * d_log.clamp(max=1))
                 loc = loc + rate * (2 * log_scale).exp() * d_loc
                 at = torch.cat([loc, log_scale], -1)

@@ -24,6 +24,8 @@ class Gaussian(LocationScale, name="gaussian"):
     Optimal: sigma^2 is the mean squared error of the batch in training, and of all training data
     in evaluation, once `finalize` has set it. Until then evaluation uses one learned number that
     follows by its gradient, and `warnings` says so: sigma is never fitted to the data it scores.
+    Where training sums over labels or codes it uses that number, too: a mean over all of their
+    values would count those that are next to impossible.
     """
 
     sigma: Literal[Sigma, "optimal"] = "learned"  # type: ignore[assignment]
@@ -37,11 +39,16 @@ class GaussianModule(LocationScaleModule):
 
     def __init__(self, shapes: Shapes, spec: Gaussian):
         super().__init__(shapes, spec)
+        self.by_batch = spec.sigma == "optimal"
         if spec.sigma == "optimal":
             self.register_buffer("finalized", torch.tensor(False))
 
+    def bind(self, vae) -> None:
+        if vae.spec.label == "latent" or vae.guide_module.infer():
+            self.by_batch = False
+
     def density(self, loc, log_scale):
-        if self.sigma == "optimal" and self.training:
+        if self.by_batch and self.training:
             return OptimalImage(loc, log_scale, self.event_dim, self.floor)
         return GaussianImage(loc, log_scale, self.event_dim)
 

@@ -29,11 +29,15 @@ class Mixed(Likelihood, name="mixed"):
 
     `parts` names the likelihood of so many columns each, e.g.
     `[{likelihood: gaussian, columns: 3}, {likelihood: bernoulli, columns: 2}]` (Nazabal et al.,
-    arXiv:1807.03653). A datum is one row, of shape `[columns]`.
+    arXiv:1807.03653). A datum is one row, of shape `[columns]`. An exposure is that of its counts.
     """
 
     support = "mixed"
     parts: tuple[Columns, ...] = Field(default_factory=lambda: (Columns(),), min_length=1)
+
+    @property
+    def takes_exposure(self) -> bool:  # type: ignore[override]
+        return any(part.likelihood.takes_exposure for part in self.parts)
 
     @property
     def measure(self) -> str:
@@ -70,11 +74,12 @@ class MixedModule(LikelihoodModule):
 
     def __init__(self, shapes: Shapes, spec: Mixed):
         super().__init__(shapes)
-        self.slices, self.param_shapes, modules = [], [], []
+        self.slices, self.param_shapes, self.exposed, modules = [], [], [], []
         for likelihood, columns in spec.slices():
             size = (columns.stop - columns.start,)
             self.slices.append(columns)
             self.param_shapes.append(likelihood.param_shape(size))
+            self.exposed.append(likelihood.takes_exposure)
             modules.append(likelihood.build(Shapes(data=size, latent=shapes.latent)))
         self.modules_of_parts = nn.ModuleList(modules)
 
@@ -87,9 +92,23 @@ class MixedModule(LikelihoodModule):
         flat = outputs.split([math.prod(shape) for shape in self.param_shapes], -1)
         return [x.unflatten(-1, shape) for x, shape in zip(flat, self.param_shapes, strict=True)]
 
-    def forward(self, outputs):
-        cut = self.cut(outputs)
-        return Row([part(own) for part, own in zip(self.modules_of_parts, cut, strict=True)])
+    def bind(self, vae) -> None:
+        for part in self.modules_of_parts:
+            part.bind(vae)  # type: ignore[operator]
+
+    def _told(self, exposure: Tensor | None) -> list[tuple[Tensor, ...]]:
+        """What each part is handed beside outputs: the exposure, `[batch]` or of its columns."""
+        if exposure is None:
+            return [()] * len(self.slices)
+        wide = exposure.dim() > 1
+        return [
+            (exposure[..., columns] if wide else exposure,) if exposed else ()
+            for columns, exposed in zip(self.slices, self.exposed, strict=True)
+        ]
+
+    def forward(self, outputs, exposure=None):
+        parts = zip(self.modules_of_parts, self.cut(outputs), self._told(exposure), strict=True)
+        return Row([part(own, *told) for part, own, told in parts])
 
     def marginal(self, p, mask):
         return Row(
@@ -103,10 +122,11 @@ class MixedModule(LikelihoodModule):
         for part, columns in self.parts():
             part.initialize(x[:, columns])
 
-    def initial_output(self, x):
+    def initial_output(self, x, exposure=None):
         found = []
-        for (part, columns), shape in zip(self.parts(), self.param_shapes, strict=True):
-            start = part.initial_output(x[:, columns])
+        of_parts = zip(self.parts(), self.param_shapes, self._told(exposure), strict=True)
+        for (part, columns), shape, told in of_parts:
+            start = part.initial_output(x[:, columns], *told)
             found.append(x.new_zeros(shape) if start is None else start.to(x))
         return torch.cat([start.flatten() for start in found])
 

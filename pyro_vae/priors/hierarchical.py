@@ -21,7 +21,8 @@ class Hierarchical(Prior, name="hierarchical"):
     """p(z) = p(z_M) prod_{l<M} N(z_l; m_l(z_{l+1}), diag s_l(z_{l+1})^2) (arXiv:1401.4082).
 
     z_1, the level next to the data, has the first length of `latent_dim`. `top` is p(z_M), of one
-    level. `network` makes m_l and log s_l. The decoder sees z_1, with `skip` all levels.
+    level; with p(z_M|y) all is p(z|y). `network` makes m_l and log s_l. The decoder sees z_1, with
+    `skip` all levels.
     """
 
     levels = "many"
@@ -31,12 +32,16 @@ class Hierarchical(Prior, name="hierarchical"):
 
     @model_validator(mode="after")
     def _top_fits(self):
-        if self.top.levels != "one" or self.top.support != "real" or self.top.labelled:
+        if self.top.levels != "one" or self.top.support != "real":
             raise ValueError(
-                f"top: '{self.top.name}'; expected a prior of one level of real latents without a "
-                "label, such as standard_normal, gaussian_mixture or vamp"
+                f"top: '{self.top.name}'; expected a prior of one level of real latents, such as "
+                "standard_normal, gaussian_mixture or vamp"
             )
         return self
+
+    @property
+    def labelled(self) -> bool:  # type: ignore[override]
+        return self.top.labelled
 
     @property
     def needs_guide_density(self) -> bool:  # type: ignore[override]
@@ -53,7 +58,7 @@ class Hierarchical(Prior, name="hierarchical"):
 class HierarchicalModule(PriorModule):
     def __init__(self, shapes: Shapes, spec: Hierarchical):
         super().__init__(shapes)
-        self.skip = spec.skip
+        self.skip, self.labelled = spec.skip, spec.labelled
         top = Shapes(shapes.data, shapes.levels[-1:], seen=shapes.seen, classes=shapes.classes)
         self.top = spec.top.build(top)
         pairs = zip(shapes.levels[:-1], shapes.levels[1:], strict=True)
@@ -98,4 +103,5 @@ class HierarchicalModule(PriorModule):
         return found
 
     def distribution(self, y=None):
-        return Chain(self.steps(y), self.shapes.levels)
+        batch = () if y is None or not self.labelled else y.shape
+        return Chain(self.steps(y), self.shapes.levels, batch)
