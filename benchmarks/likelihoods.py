@@ -89,7 +89,7 @@ def spec_of(likelihood: dict[str, Any], quick: bool) -> ExperimentSpec:
     return ExperimentSpec.from_dict({"data": data, "model": model})
 
 
-def measure(likelihood: dict[str, Any], quick: bool) -> tuple[dict[str, Any], Tensor]:
+def measure(likelihood: dict[str, Any], epochs: int, quick: bool) -> tuple[dict[str, Any], Tensor]:
     """A row, and -log2 p(x) / D of each image, `[N]`."""
     spec = spec_of(likelihood, quick)
     dataset = spec.data.prepared()
@@ -100,7 +100,7 @@ def measure(likelihood: dict[str, Any], quick: bool) -> tuple[dict[str, Any], Te
         vae.model,
         vae.guide,
         arguments(dataset, "train", spec.model, fresh=True),
-        epochs=EPOCHS,
+        epochs=epochs,
         batch_size=BATCH,
         learning_rate=RATE,
         batch_transform=dataset.train_transform,
@@ -244,6 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--result", type=Path, default=RESULT, metavar="FILE")
     parser.add_argument("--readme", type=Path, default=machine.ROOT / "README.md", metavar="FILE")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of every row")
     parser.add_argument("--report", action="store_true", help="rewrite the README's part only")
     parser.add_argument("--quick", action="store_true", help="tiny, on the digits: do rows run?")
     args = parser.parse_args(argv)
@@ -262,7 +263,12 @@ def main(argv: list[str] | None = None) -> None:
         new = rewritten(text, block(result, values), BEGIN, END)
         args.readme.write_text(new, encoding="utf-8")
         return
-    result |= {"machine": machine.facts(), "date": time.strftime("%Y-%m-%d"), "epochs": EPOCHS}
+    if result.get("epochs", args.epochs) != args.epochs:
+        raise SystemExit(
+            f"--epochs: {args.epochs}, but the rows of {args.result} have {result['epochs']}; "
+            "give another --result"
+        )
+    result |= {"machine": machine.facts(), "date": time.strftime("%Y-%m-%d"), "epochs": args.epochs}
     result |= {"torch": torch.__version__.split("+")[0], "quick": args.quick}
     args.result.parent.mkdir(parents=True, exist_ok=True)
     for name, likelihood in ROWS.items():
@@ -271,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{time.strftime('%H:%M:%S')} {name}", flush=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", inference.EngineWarning)
-            row, bits = measure(likelihood, args.quick)
+            row, bits = measure(likelihood, args.epochs, args.quick)
         result["rows"][name], values[name] = row, bits
         save_file(values, beside)
         args.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
