@@ -57,10 +57,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "gaussian, sigma optimal": {"name": "gaussian", "sigma": "optimal", "floor": FLOOR},
     "gaussian, sigma predicted": {"name": "gaussian", "sigma": "predicted", "floor": FLOOR},
     "logit_normal": {"name": "logit_normal"},
-    "discretized_logistic, 5 components": {"name": "discretized_logistic", "components": 5},
     "continuous_bernoulli": {"name": "continuous_bernoulli"},
     "beta": {"name": "beta"},
     "gaussian, sigma per pixel": {"name": "gaussian", "sigma": "per_pixel", "floor": FLOOR},
+    "discretized_logistic, 5 components": {"name": "discretized_logistic", "components": 5},
     "gaussian_covariance, rank 4": {"name": "gaussian_covariance", "floor": FLOOR},
     "laplace, scale predicted": {"name": "laplace", "sigma": "predicted", "floor": FLOOR},
     "student_t, scale predicted": {
