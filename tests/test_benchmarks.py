@@ -345,3 +345,86 @@ def test_models_side_by_side_and_their_report(tmp_path):
     assert "Two seeds of a row differ by: standard" in text
     with pytest.raises(SystemExit, match="'nothing' is unknown; choices: standard, vamp"):
         models.main(["nothing", *folders])
+
+
+def test_likelihoods_in_bits_and_their_report(tmp_path):
+    """Every row runs, none is measured again, and the README's part tells bounds from lengths."""
+    from safetensors.torch import load_file
+
+    from benchmarks import likelihoods
+
+    readme, result = tmp_path / "README.md", tmp_path / "results" / "likelihoods.json"
+    readme.write_text(f"Before\n{likelihoods.BEGIN}\nstale\n{likelihoods.END}\nAfter\n")
+    arguments = ["--quick", "--result", str(result), "--readme", str(readme)]
+    with pytest.raises(SystemExit, match="is not there; measure first"):
+        likelihoods.main([*arguments, "--report"])
+    likelihoods.main(arguments)
+    held = json.loads(result.read_text())
+    rows, values = held["rows"], load_file(result.with_suffix(".safetensors"))
+    assert list(rows) == list(likelihoods.ROWS)
+    assert set(values) == set(rows)
+    discrete = [name for name, row in rows.items() if not row["bound"]]
+    assert sorted({name.partition(",")[0] for name in discrete}) == [
+        "categorical",
+        "discretized_logistic",
+    ]
+    for name, row in rows.items():
+        # Nats per datum of 64 pixels; densities are of x in (0, 1), of 17 levels.
+        scale = math.log(17) if row["bound"] else 0.0
+        assert row["bits"] == pytest.approx((scale - row["log_px"] / 64) / math.log(2))
+        assert float(values[name].mean()) == pytest.approx(row["bits"], rel=1e-5)
+        assert 0 < row["bits"] < 6  # without the scale, densities would have less than nothing
+    assert len({row["data_fingerprint"] for row in rows.values()}) == 2  # with noise and without
+    rows["beta"]["bits"] = 99.0
+    result.write_text(json.dumps(held))
+    likelihoods.main(arguments)
+    assert json.loads(result.read_text())["rows"]["beta"]["bits"] == 99.0, "measured again"
+    with pytest.raises(SystemExit, match="have 1; give another --result"):
+        likelihoods.main([*arguments, "--epochs", "2"])
+    likelihoods.main([*arguments, "--report"])
+    text = readme.read_text()
+    assert text.startswith(f"Before\n{likelihoods.BEGIN}\n`python -m benchmarks.likelihoods`")
+    assert text.endswith(f"{likelihoods.END}\nAfter\n")
+    assert "\n| beta | at most **99.000** | " in text
+    told = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
+    assert [name for name in rows if "at most" not in told[name]] == discrete
+
+
+@pytest.mark.parametrize("name", ["discretized_logistic", "gaussian, sigma predicted", "beta"])
+def test_bits_of_a_row_by_hand(name):
+    """On the scale of the levels, from the decoder's outputs alone: no code is shared."""
+    from benchmarks import likelihoods
+    from inference.isolation import own_randomness
+    from pyro_vae.app.experiment import resolve
+    from pyro_vae.app.train import build
+    from pyro_vae.data.bits import bits_per_dim
+
+    spec = likelihoods.spec_of(likelihoods.ROWS[name], quick=True)
+    dataset = spec.data.prepared()
+    vae = build(resolve(spec, dataset), dataset).eval()
+    x = dataset.test[:50]
+    levels = dataset.levels if dataset.dequantized else None
+    with own_randomness(0), torch.no_grad():
+        z = vae.encode(x).sample()
+        first, second = vae.outputs(z).double().movedim(-3, 0)
+        log_px = float(vae.decode(z).log_prob(x).mean())
+    if name == "discretized_logistic":
+        level = (x.double() * 16).round()
+        loc, scale = 16 * first, 16 * second.exp()
+        below = torch.where(level == 0, 0.0, ((level - 0.5 - loc) / scale).sigmoid())
+        above = torch.where(level == 16, 1.0, ((level + 0.5 - loc) / scale).sigmoid())
+        bits = -(above - below).log2()
+    elif name == "beta":  # of y = 17 x, the level and its noise: p(y) = p(x) / 17
+        level, (m, c) = (x.double() * 17).floor(), (first.sigmoid(), second.exp().clamp_min(1))
+        a, b, y = (m * c).clamp_min(0.5), ((1 - m) * c).clamp_min(0.5), 17 * x.double()
+        kernel = (a - 1) * (y / 17).log() + (b - 1) * (1 - y / 17).log() - math.log(17)
+        bits = -(kernel + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)) / math.log(2)
+    else:
+        level, y = (x.double() * 17).floor(), 17 * x.double()
+        loc, scale = 17 * first, 17 * second.exp().clamp_min(likelihoods.FLOOR)
+        bits = ((y - loc) / scale) ** 2 / math.log(4) + (scale * math.sqrt(2 * math.pi)).log2()
+    assert bits_per_dim(log_px, 64, levels) == pytest.approx(float(bits.mean()), rel=1e-5)
+    parts = likelihoods.by_level(vae, (x,), levels, dataset.levels)
+    assert parts["black_share"] == pytest.approx(float((level == 0).double().mean()))
+    assert parts["black_bits"] == pytest.approx(float(bits[level == 0].mean()), rel=1e-5)
+    assert parts["other_bits"] == pytest.approx(float(bits[level > 0].mean()), rel=1e-5)
