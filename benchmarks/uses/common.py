@@ -59,9 +59,10 @@ class Bench:
 
 SMALL = ["train.epochs=2", "train.batch_size=50"]
 NETS = ["model.encoder.hidden=[8]", "model.decoder.hidden=[8]"]
-QUICK = {  # digits in the place of MNIST: they need no download
-    "missing_mnist": [*SMALL, *NETS, "data.name=digits", "data.train_size=100"],
-    "bayesian_mnist": [*SMALL, *NETS, "data.name=digits"],
+DIGITS = ["data.name=digits", "data.binarize=threshold"]  # they need no download
+QUICK = {
+    "missing_mnist": [*SMALL, *NETS, *DIGITS, "data.missing=0.5", "data.train_size=100"],
+    "bayesian_mnist": [*SMALL, *NETS, *DIGITS],
     "topics": SMALL,
 }
 

@@ -33,6 +33,7 @@ ROWS = {
         f"train.patience={PATIENCE}",
     ],
 }
+EPOCHS = 400
 SEEDS = 0, 1
 NUM_SAMPLES, NUM_DRAWS = 200, 10
 NUM_DATA, BY_CHAINS = 1_000, 50
@@ -46,7 +47,7 @@ def measure(bench: Bench) -> dict[str, Any]:
             if not bench.missing(told):
                 continue
             folder = f"few-{told}".replace(", ", "-").replace(" ", "-")
-            own = [*changes, f"train.seed={seed}"]
+            own = [*changes, f"train.epochs={EPOCHS}", f"train.seed={seed}"]
             if bench.quick:
                 own = [c.replace("400", "80").replace("100", "50") for c in own]
                 own += [] if "data.train_size=80" in own else ["data.train_size=100"]

@@ -44,7 +44,7 @@ def _imputations(shown: dict[str, Any]) -> Any:
             rows.append((name, torch.where(mask, truth, shown[name].clamp(0, 1))))
     figure = _figure(figsize=(8, 0.8 * len(rows)))
     for axis, (name, x) in zip(figure.subplots(len(rows), 1), rows, strict=True):
-        axis.imshow(torch.cat(list(x), 1), cmap="gray_r", vmin=0, vmax=1)
+        axis.imshow(torch.cat(list(x), 1).numpy(), cmap="gray_r", vmin=0, vmax=1)
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
         axis.set(xticks=[], yticks=[])
     return figure

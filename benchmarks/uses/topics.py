@@ -56,7 +56,7 @@ def _corpus(bench: Bench, kind: str, names: list[str]) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, x=corpus.x)
     test = 30 if bench.quick else TEST
-    common = [f"data.path={path}", f"data.test={test}"]
+    common = [f"data.path={path}", f"data.test={test}", "train.engine=eager"]  # few steps
     if kind == "real":
         common.append(f"model.latent_dim={REAL_TOPICS}")
     shown: dict[str, Any] = {}
