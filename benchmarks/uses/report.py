@@ -86,6 +86,9 @@ def of_topics(rows: Rows, text: str, folder: str) -> list[str]:
                 f"{row['perplexity']:.1f} +- {row['perplexity_se']:.1f}",
                 f"{row['bound_perplexity']:.1f}" if "bound_perplexity" in row else "",
                 f"{row['flagged']:.0%}" if "flagged" in row else "",
+                f"{row['chains_perplexity']:.1f} (importance {row['importance_there']:.1f})"
+                if "chains_perplexity" in row
+                else "",
                 f"{sum(t < 0.2 for t in several)} of {len(several)}" if several else "",
                 f"{sum(several) / len(several):.2f}, {max(several):.2f}" if several else "",
                 f"{sum(row['cosine']) / len(several):.2f}, {min(row['cosine']):.2f}"
@@ -98,6 +101,7 @@ def of_topics(rows: Rows, text: str, folder: str) -> list[str]:
         "perplexity per word",
         "by the bound",
         "flagged",
+        f"by AIS, {topics.BY_CHAINS} documents",
         "topics found",
         "total variation: mean, worst",
         "cosine: mean, worst",
