@@ -322,6 +322,7 @@ def test_evidence_of_a_run_and_its_report(tmp_path):
     assert (tmp_path / "results" / "evidence.png").exists()
 
 
+@pytest.mark.slow
 def test_uses_of_the_special_models_and_their_report(tmp_path):
     """Every row runs, a second call measures none again, and the README's part is rewritten."""
     from benchmarks.uses import __main__ as uses
