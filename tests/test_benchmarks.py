@@ -428,3 +428,66 @@ def test_bits_of_a_row_by_hand(name):
     assert parts["black_share"] == pytest.approx(float((level == 0).double().mean()))
     assert parts["black_bits"] == pytest.approx(float(bits[level == 0].mean()), rel=1e-5)
     assert parts["other_bits"] == pytest.approx(float(bits[level > 0].mean()), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_uses_of_the_special_models_and_their_report(tmp_path):
+    """Every row runs, a second call measures none again, and the README's part is rewritten."""
+    from benchmarks.uses import __main__ as uses
+    from benchmarks.uses import few, missing, topics
+
+    readme, result = tmp_path / "README.md", tmp_path / "results" / "uses.json"
+    readme.write_text(f"Before\n{uses.BEGIN}\nstale\n{uses.END}\nAfter\n")
+    work = ["--work", str(tmp_path / "runs")]
+    arguments = ["--quick", "--result", str(result), "--readme", str(readme), *work]
+    with pytest.raises(SystemExit, match="lacks rows; run python"):
+        uses.main([*arguments, "--report"])
+    with pytest.raises(SystemExit, match="no 'many'; choices: missing, topics, few"):
+        uses.main([*arguments, "many"])
+    uses.main(arguments)
+    found = json.loads(result.read_text())
+    ways = [f"{guide}, {way}" for guide in missing.GUIDES for way in missing.WAYS]
+    assert set(found["missing"]) == {*ways, *missing.BASELINES}
+    corpora = {f"{kind}, {name}" for kind in ("made", "real") for name in (*topics.ROWS, "unigram")}
+    assert set(found["topics"]) == corpora - {"real, preset, seed 1"} | {"made, true model"}
+    assert set(found["few"]) == {f"{name}, seed {seed}" for name in few.ROWS for seed in (0, 1)}
+    for row in found["missing"].values():
+        assert row["brier"] == pytest.approx(row["rmse"] ** 2)
+        assert len(row["each"]) == row["num_data"] == 20
+        assert sum(row["each"]) / 20 == pytest.approx(row["brier"], abs=1e-4)
+    for row in found["topics"].values():
+        total = sum(row["each"]) / sum(row["lengths"])
+        assert row["perplexity"] == pytest.approx(math.exp(total), rel=1e-4)
+    held = result.read_text()
+    uses.main(arguments)
+    assert {n: json.loads(held)[n] for n in uses.QUESTIONS} == {
+        n: json.loads(result.read_text())[n] for n in uses.QUESTIONS
+    }
+    uses.main([*arguments, "--report"])
+    text = readme.read_text()
+    assert text.startswith(f"Before\n{uses.BEGIN}\n**Quick settings")
+    assert text.endswith(f"{uses.END}\nAfter\n")
+    for name in (*found["missing"], *found["topics"], *found["few"]):
+        assert f"| {name} |" in text
+    for picture in ("uses-imputed.png", "uses-topics.png"):
+        assert (result.parent / picture).exists()
+        assert f"(results/{picture})" in text
+
+
+def test_probabilistic_pca_of_data_that_lack_values():
+    """It imputes as the regression does whose coefficients the true covariance gives."""
+    from benchmarks.uses.missing import fit_ppca
+
+    torch.manual_seed(0)
+    true = torch.randn(6, 2)
+    x = torch.randn(4_000, 2) @ true.T + 0.3 * torch.randn(4_000, 6) + 1
+    every = torch.ones_like(x, dtype=torch.bool)
+    known = torch.rand(x.shape) < 0.6
+    covariance = true @ true.T + 0.09 * torch.eye(6)
+    for mask in (every, known):
+        impute = fit_ppca(torch.where(mask, x, 0.0), mask, latent=2, steps=200)
+        seen = torch.arange(6).expand_as(x) < 3
+        found = impute(torch.where(seen, x, 0.0), seen)[:, 3:]
+        gain = torch.linalg.solve(covariance[:3, :3], covariance[:3, 3:])
+        exact = 1 + (x[:, :3] - 1) @ gain
+        assert (found - exact).square().mean() < 0.01 * (exact - 1).square().mean()

@@ -27,7 +27,7 @@ def ids(network):
     return network.name
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=ids)
+@pytest.mark.parametrize("network", [*NETWORKS, pv.networks.Topics()], ids=ids)
 @pytest.mark.parametrize(
     ("in_shape", "out_shape"), [((7, 6), (5,)), ((4,), (7, 6)), ((4,), (2, 3, 7, 6))]
 )

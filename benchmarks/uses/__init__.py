@@ -1,0 +1,1 @@
+"""What the models for missing values, counts and few data are for, measured."""
