@@ -55,7 +55,7 @@ def probe(run: Run | str | PathLike, *, num_train: int | None = None, seed: int 
     test = "test" if "test" in splits(dataset) else "validation"
     if "train" not in dataset.labels or test not in dataset.labels:
         raise RequestError(f"{run.path}: data '{dataset.name}' has no labels to be told")
-    hidden = run.spec.data.prepared()
+    hidden = run.spec.data.model_copy(update={"repeat_labelled": 1}).prepared()  # rows as loaded
     sets = [(arguments(hidden, name, vae.spec), dataset.labels[name]) for name in ("train", test)]
     (train, y), (held, y_test) = (_known(*one) for one in sets)
     rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
