@@ -47,8 +47,12 @@ def small(name, folder):
 
 @pytest.mark.parametrize("name", presets())
 def test_a_preset_trains_and_is_evaluated(name, tmp_path):
-    run = train(small(name, tmp_path), tmp_path / "run", progress=False)
+    spec = small(name, tmp_path)
+    run = train(spec, tmp_path / "run", progress=False)
     assert run.finished
+    assert (
+        train(spec, run.path, resume=True).path == run.path
+    )  # what came from the data is no change
     assert (run.pictures / "samples.png").exists()
     if name in OF_POINTS:
         found = probe(run)
@@ -64,8 +68,10 @@ def test_a_preset_trains_and_is_evaluated(name, tmp_path):
     assert np.isfinite(summary["log_px"])
 
 
-def test_m2_weighs_its_classifier_as_published():
-    """0.1 N for the mean over all labelled data (arXiv:1406.5298, eq. 9), N = 60,000."""
+def test_m2_weighs_its_classifier_as_its_comment_says():
+    """Ten times 0.1 N for the mean over all labelled data (arXiv:1406.5298, eq. 9), N = 60,000."""
     spec = load_experiment("m2_mnist")
     labelled = spec.data.labelled * spec.data.repeat_labelled
-    assert spec.objective.alpha * labelled == pytest.approx(0.1 * 60_000)
+    assert spec.objective.alpha * labelled == pytest.approx(10 * 0.1 * 60_000)
+    share = labelled / (60_000 - spec.data.labelled + labelled)
+    assert 18 < share * spec.train.batch_size < 19
