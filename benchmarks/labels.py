@@ -208,7 +208,9 @@ class Study:
     def probed(self, model: str, num: int, seeds: Sequence[int]) -> dict[str, Any]:
         """`pyro-vae probe` with so many labels: of every kind of features, a choice each."""
         run = self.run(model)
-        every = [probe(run, num_train=min(num, 50) if self.quick else num, seed=s) for s in seeds]
+        if self.quick:
+            num, seeds = 50, seeds[:1]
+        every = [probe(run, num_train=num, seed=seed) for seed in seeds]
         return {
             kind: {
                 "shares": [found[i].accuracy for found in every],
@@ -229,7 +231,8 @@ class Study:
         else:
             x, x_test = self.grey.train.flatten(1), self.grey.test.flatten(1)
         if features == "components":
-            x, x_test = principal(x, x_test, 50)
+            x, x_test = x.double(), x_test.double()
+            x, x_test = (part.float() for part in principal(x, x, x_test, count=50))
         centers = k_means(x, CLASSES, seed=seed, restarts=2 if self.quick else 5)
         y = self.grey.labels["test"]
         guessed = torch.from_numpy(named(clusters(x_test, centers).numpy(), y.numpy(), CLASSES))
@@ -263,7 +266,7 @@ def draw(study: Study, path: Path) -> None:
     figure = Figure(figsize=(5, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.imshow(sheet.reshape(CLASSES * height, 10 * width), cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(sheet.reshape(CLASSES * height, 10 * width).numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set_yticks([height * (i + 0.5) for i in range(CLASSES)], range(CLASSES))
     axes.set_xticks([])
     axes.tick_params(length=0)

@@ -376,7 +376,7 @@ def test_a_classifier_learns_its_labels():
         200, 10, generator=torch.Generator().manual_seed(0)
     )
     network = classifier_network()
-    net = classifier.trained(network, x, y, steps=200)
+    net = classifier.trained(network, x, y, steps=200, learning_rate=1e-2)
     found = classifier.by_class(classifier.read(net, x), y)
     assert found["share"] > 0.99
     assert found["by_class"].keys() == {str(i) for i in range(10)}
