@@ -466,8 +466,10 @@ def main(argv: list[str] | None = None) -> None:
         measure(study, result, args.result)
         draw(study, picture)
         return
-    if not result["rows"]:
-        raise SystemExit(f"--result: {args.result} is not there; run python -m benchmarks.labels")
+    lacking = [name for name in Study(args.runs, args.quick).rows if name not in result["rows"]]
+    if lacking:
+        told = f"{len(lacking)} rows, the first of them '{lacking[0]}'"
+        raise SystemExit(f"{args.result.name} lacks {told}; python -m benchmarks.labels goes on")
     text = args.readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text.partition(BEGIN)[2]:
         raise SystemExit(f"{args.readme.name} has no {BEGIN} ... {END} to write between")
