@@ -329,9 +329,7 @@ def test_labels_are_measured_and_reported(tmp_path):
     readme, result = tmp_path / "README.md", tmp_path / "labels.json"
     readme.write_text(f"Before\n{labels.BEGIN}\nstale\n{labels.END}\nAfter\n")
     paths = ["--result", str(result), "--readme", str(readme), "--runs", str(tmp_path / "runs")]
-    with pytest.raises(
-        SystemExit, match="labels.json lacks 25 rows, the first of them 'real, drawn'"
-    ):
+    with pytest.raises(SystemExit, match="lacks 25 rows, the first of them 'real, drawn'"):
         labels.main([*paths, "--report"])
     labels.main([*paths, "--quick"])
     rows = json.loads(result.read_text())["rows"]
