@@ -69,7 +69,8 @@ def probe(run: Run | str | PathLike, *, num_train: int | None = None, seed: int 
     with own_randomness(seed):
         latents = latent_means(vae, train), latent_means(vae, held)
     pixels = train[0].flatten(1).double(), held[0].flatten(1).double()
-    components = principal(whole, *pixels, count=latents[0].shape[1])
+    seen, unseen = principal(whole, *pixels, count=latents[0].shape[1])
+    components = seen, unseen
     found = [
         fitted(name, *features, y, y_test)
         for name, features in (
