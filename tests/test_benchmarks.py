@@ -491,3 +491,72 @@ def test_probabilistic_pca_of_data_that_lack_values():
         gain = torch.linalg.solve(covariance[:3, :3], covariance[:3, 3:])
         exact = 1 + (x[:, :3] - 1) @ gain
         assert (found - exact).square().mean() < 0.01 * (exact - 1).square().mean()
+
+
+def test_labels_are_measured_and_reported(tmp_path):
+    """Every row runs, a second call trains and measures none again, the README's part is there."""
+    from benchmarks import labels
+
+    readme, result = tmp_path / "README.md", tmp_path / "labels.json"
+    readme.write_text(f"Before\n{labels.BEGIN}\nstale\n{labels.END}\nAfter\n")
+    paths = ["--result", str(result), "--readme", str(readme), "--runs", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit, match="lacks 25 rows, the first of them 'real, drawn'"):
+        labels.main([*paths, "--report"])
+    labels.main([*paths, "--quick"])
+    rows = json.loads(result.read_text())["rows"]
+    assert len(rows) == len(labels.Study(tmp_path, quick=True).rows)
+    assert all(0 <= row["share"] <= 1 for row in rows.values() if "share" in row)
+    assert (tmp_path / "labels-samples.png").exists()
+    del rows["k-means on pixels, 0"]
+    held = json.loads(result.read_text())
+    result.write_text(json.dumps({**held, "rows": rows}))
+    trained = sorted((tmp_path / "runs").rglob("model.safetensors"))
+    times = [path.stat().st_mtime_ns for path in trained]
+    labels.main([*paths, "--quick"])
+    assert [path.stat().st_mtime_ns for path in trained] == times
+    again = json.loads(result.read_text())["rows"]
+    assert again["k-means on pixels, 0"] == held["rows"]["k-means on pixels, 0"]
+    labels.main([*paths, "--report"])
+    text = readme.read_text()
+    assert text.startswith(f"Before\n{labels.BEGIN}\n`python -m benchmarks.labels`")
+    assert text.endswith(f"{labels.END}\nAfter\n")
+    assert "stale" not in text
+
+
+def test_k_means_finds_what_is_apart():
+    """Three tight groups are told apart; the rows' own centers come out."""
+    from benchmarks.k_means import clusters, k_means
+
+    groups = torch.arange(300) % 3
+    means = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
+    x = means[groups] + 0.1 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    centers = k_means(x, 3)
+    found = clusters(x, centers)
+    for group in range(3):
+        rows = found[groups == group]
+        assert (rows == rows[0]).all()
+        torch.testing.assert_close(centers[rows[0]], x[groups == group].mean(0))
+
+
+def test_a_classifier_learns_its_labels():
+    """The judge: what it has seen it reads; labels that nothing tells it cannot."""
+    from benchmarks import classifier
+
+    y = torch.arange(200) % 10
+    x = torch.nn.functional.one_hot(y, 10).float() + 0.1 * torch.randn(
+        200, 10, generator=torch.Generator().manual_seed(0)
+    )
+    network = classifier_network()
+    net = classifier.trained(network, x, y, steps=200, learning_rate=1e-2)
+    found = classifier.by_class(classifier.read(net, x), y)
+    assert found["share"] > 0.99
+    assert found["by_class"].keys() == {str(i) for i in range(10)}
+    shuffled = x[torch.randperm(200, generator=torch.Generator().manual_seed(1))]
+    assert classifier.by_class(classifier.read(net, shuffled), y)["share"] < 0.4
+    assert classifier.share(torch.tensor([True, False]))["std_error"] == pytest.approx(0.5**1.5)
+
+
+def classifier_network():
+    from pyro_vae.networks.mlp import MLP
+
+    return MLP(hidden=(32,), activation="relu")

@@ -127,6 +127,31 @@ def test_more_labels_than_there_are():
         pv.data.Digits(labelled=5000).prepared()
 
 
+def test_labelled_data_are_repeated():
+    """Whole rows, with the values that are hidden there; and nothing but training data."""
+    once = pv.data.Digits(labelled=33, missing=0.5).prepared()
+    found = pv.data.Digits(labelled=33, missing=0.5, repeat_labelled=4).prepared()
+    known = once.labels["train"] >= 0
+    rest = slice(len(once.train), None)
+    assert len(found.train) == len(once.train) + 3 * 33
+    for name in ("train", "labels", "masks"):
+        each, whole = ((getattr(d, name)) for d in (once, found))
+        each, whole = (each, whole) if name == "train" else (each["train"], whole["train"])
+        assert torch.equal(whole[: len(once.train)], each)
+        assert torch.equal(whole[rest], each[known].repeat(3, *[1] * (each.dim() - 1)))
+    assert torch.equal(found.test, once.test)
+    assert torch.equal(found.labels["test"], once.labels["test"])
+
+
+@pytest.mark.parametrize("told", ["all", "none"])
+def test_nothing_to_repeat(told, tmp_path):
+    labels = {"labels": np.arange(20) % 2} if told == "all" else {}
+    np.savez(tmp_path / "some.npz", x=np.random.default_rng(0).random((20, 3)), **labels)
+    data = pv.data.Arrays(path=str(tmp_path / "some.npz"), repeat_labelled=2)
+    with pytest.raises(DataError, match=f"repeat_labelled: 2, but {told} of the training labels"):
+        data.prepared()
+
+
 def test_a_mask_is_asked_for():
     vae, (x, _) = build(), data()
     with pytest.raises(RequestError, match="mask: missing"):

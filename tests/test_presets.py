@@ -27,7 +27,7 @@ def small(name, folder):
         np.savez(path, x=rng.poisson(rate), exposure=rng.uniform(0.5, 2.0, 150))
         changes += [f"data.path={path}", "data.test=20"]
     else:
-        kept = ("binarize", "dequantize", "labelled", "missing")
+        kept = ("binarize", "dequantize", "labelled", "repeat_labelled", "missing")
         changes += ["data.name=digits", "data.validation=50"]
         changes += [f"data.{key}={data[key]}" for key in kept if data.get(key)]
         if data["name"] == "binarized_mnist":
@@ -47,16 +47,31 @@ def small(name, folder):
 
 @pytest.mark.parametrize("name", presets())
 def test_a_preset_trains_and_is_evaluated(name, tmp_path):
-    run = train(small(name, tmp_path), tmp_path / "run", progress=False)
+    spec = small(name, tmp_path)
+    run = train(spec, tmp_path / "run", progress=False)
     assert run.finished
+    assert (
+        train(spec, run.path, resume=True).path == run.path
+    )  # what came from the data is no change
     assert (run.pictures / "samples.png").exists()
     if name in OF_POINTS:
         found = probe(run)
         assert [one.num_features for one in found] == [50, 50, 64]
         return
+    if name == "m2_mnist":
+        assert [one.num_features for one in probe(run, num_train=50)] == [50, 50, 64]
     changes = ["global_draws=2"]
     estimate, summary = evaluate(
         run, estimator="importance", samples=20, changes=changes, progress=False
     )
     assert estimate.num_data == 20
     assert np.isfinite(summary["log_px"])
+
+
+def test_m2_weighs_its_classifier_as_its_comment_says():
+    """Ten times 0.1 N for the mean over all labelled data (arXiv:1406.5298, eq. 9), N = 60,000."""
+    spec = load_experiment("m2_mnist")
+    labelled = spec.data.labelled * spec.data.repeat_labelled
+    assert spec.objective.alpha * labelled == pytest.approx(10 * 0.1 * 60_000)
+    share = labelled / (60_000 - spec.data.labelled + labelled)
+    assert 18 < share * spec.train.batch_size < 19

@@ -45,7 +45,8 @@ def probe(run: Run | str | PathLike, *, num_train: int | None = None, seed: int 
 
     Multinomial logistic regression on standardized features, all data at once (L-BFGS, float64).
     The encoder is told no label: a latent one is what the model takes it for, in training data,
-    too. Written to `probe.json`.
+    too. The components are those of all training data with a label, which the model has seen, too.
+    Written to `probe.json`.
 
     Args:
         num_train: labelled training data that the classifiers see, a random choice; None: all.
@@ -62,7 +63,7 @@ def probe(run: Run | str | PathLike, *, num_train: int | None = None, seed: int 
     test = "test" if "test" in splits(dataset) else "validation"
     if "train" not in dataset.labels or test not in dataset.labels:
         raise RequestError(f"{run.path}: data '{dataset.name}' has no labels to be told")
-    hidden = run.spec.data.prepared()
+    hidden = run.spec.data.model_copy(update={"repeat_labelled": 1}).prepared()  # rows as loaded
     sets = [(untold(hidden, name, vae), dataset.labels[name]) for name in ("train", test)]
     (train, y), (held, y_test) = (_known(*one) for one in sets)
     rows = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
@@ -70,11 +71,13 @@ def probe(run: Run | str | PathLike, *, num_train: int | None = None, seed: int 
         if not 2 <= num_train <= len(rows):
             raise RequestError(f"--num-train: {num_train}; expected 2 to {len(rows)}")
         rows = rows[:num_train]
+    whole = train[0].flatten(1).double()
     train, y = tuple(item[rows] for item in train), y[rows]
     with own_randomness(seed):
         latents = latent_means(vae, train), latent_means(vae, held)
     pixels = train[0].flatten(1).double(), held[0].flatten(1).double()
-    components = principal(*pixels, latents[0].shape[1])
+    seen, unseen = principal(whole, *pixels, count=latents[0].shape[1])
+    components = seen, unseen
     found = [
         fitted(name, *features, y, y_test)
         for name, features in (
@@ -115,12 +118,12 @@ def latent_means(vae: VAE, batch: Batch) -> Tensor:
     return torch.cat([vae.latent_mean(*some).flatten(1) for some in parts]).double()
 
 
-def principal(x: Tensor, other: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Both on the first principal components of x."""
+def principal(x: Tensor, *data: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Other data on the first principal components of x."""
     center = x.mean(0)
-    _, vectors = torch.linalg.eigh((x - center).T @ (x - center))
+    _, vectors = torch.linalg.eigh(x.T @ x - len(x) * torch.outer(center, center))
     basis = vectors[:, -count:]
-    return (x - center) @ basis, (other - center) @ basis
+    return tuple((each - center) @ basis for each in data)
 
 
 def fitted(name: str, x: Tensor, x_test: Tensor, y: Tensor, y_test: Tensor) -> Probe:

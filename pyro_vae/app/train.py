@@ -76,9 +76,10 @@ def train(
 def same_spec(run: Run, asked: ExperimentSpec) -> ExperimentSpec:
     """The spec to go on with. Raises `RunError` that names what may not change."""
     held = run.spec
-    if asked.model.data_shape is None:  # comes from the data
-        shape = {"data_shape": held.model.data_shape}
-        asked = asked.model_copy(update={"model": asked.model.model_copy(update=shape)})
+    for field in ("data_shape", "classes"):
+        if getattr(asked.model, field) is None:  # comes from the data
+            same = {field: getattr(held.model, field)}
+            asked = asked.model_copy(update={"model": asked.model.model_copy(update=same)})
     if asked.train.engine == "auto":
         asked = _with_engine(asked, held.train.engine)
     problems = []

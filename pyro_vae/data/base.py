@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from pyro_vae.component import Component, nearest
-from pyro_vae.data.hiding import hide_labels, hide_values
+from pyro_vae.data.hiding import hide_labels, hide_values, repeat_labelled
 from pyro_vae.data.rows import Rows
 from pyro_vae.errors import DataError, Problem, RequestError
 from pyro_vae.likelihoods.base import SCORES, Likelihood
@@ -86,13 +86,16 @@ class Data(Component, family="data"):
 
     `train_size` and `test_size` cut a split to a random but fixed choice of its rows, for quick
     runs. `labelled` keeps the labels of so many training data, as many of each class, and hides the
-    others (-1). `missing` hides this share of all values, each by itself (missing completely at
-    random). What is hidden follows from `hiding_seed`, and is no part of the training seed.
+    others (-1); `repeat_labelled` lets these data stand so many times among the others, so that
+    most batches hold some, and counts their bound as often. `missing` hides this share of all
+    values, each by itself (missing completely at random). What is hidden follows from
+    `hiding_seed`, and is no part of the training seed.
     """
 
     train_size: int | None = Field(default=None, ge=2)
     test_size: int | None = Field(default=None, ge=1)
     labelled: PositiveInt | None = None
+    repeat_labelled: PositiveInt = 1
     missing: float = Field(default=0.0, ge=0, lt=1)
     hiding_seed: int = Field(default=0, ge=0, lt=2**32)
 
@@ -103,6 +106,8 @@ class Data(Component, family="data"):
             dataset = hide_labels(dataset, self.labelled, self.hiding_seed)
         if self.missing:
             dataset = hide_values(dataset, self.missing, self.hiding_seed)
+        if self.repeat_labelled > 1:
+            dataset = repeat_labelled(dataset, self.repeat_labelled)
         return dataset
 
     def load(self) -> Dataset:

@@ -45,6 +45,27 @@ def hide_labels(dataset: Dataset, keep: int, seed: int) -> Dataset:
     return replace(dataset, labels={**dataset.labels, "train": hidden})
 
 
+def repeat_labelled(dataset: Dataset, times: int) -> Dataset:
+    """Every training datum whose label is known, `times` times beside those without a label.
+
+    Raises: `DataError` where all labels are known, or none.
+    """
+    y = dataset.labels.get("train")
+    known = torch.empty(0) if y is None else (y >= 0).nonzero().squeeze(1)
+    if y is None or not 0 < len(known) < len(y):
+        told = "all" if len(known) else "none"
+        text = f"{times}, but {told} of the training labels of data '{dataset.name}' are known"
+        raise DataError(
+            Problem(("data", "repeat_labelled"), f"{text}; say data.labelled=100, or leave it out")
+        )
+    rows = torch.cat([torch.arange(len(y)), known.repeat(times - 1)])
+    parts: dict[str, Any] = {}
+    for name in ("labels", "masks", "exposures"):
+        held = getattr(dataset, name)
+        parts[name] = {k: v[rows] if k == "train" else v for k, v in held.items()}
+    return replace(dataset, train=dataset.train[rows], **parts)
+
+
 def hide_values(dataset: Dataset, share: float, seed: int) -> Dataset:
     """Hide each value of x with this probability; hidden values are 0 and their masks False."""
     masks: dict[str, Any] = {}
