@@ -99,13 +99,21 @@ def _place(cls: type) -> str:
 
 
 class Registry(Mapping[str, type[BaseModel]]):
-    """The named values of one family. Members register themselves by being defined."""
+    """The named values of one family. Members register themselves by being defined.
 
-    def __init__(self, family: str, load: Callable[[], Any] = lambda: None):
+    `members`: those of a family that keeps them itself.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        load: Callable[[], Any] = lambda: None,
+        members: dict[str, Any] | None = None,
+    ):
         self.family = family
         self._load = load
         self._loaded = False
-        self._members: dict[str, type[BaseModel]] = {}
+        self._members: dict[str, type[BaseModel]] = {} if members is None else members
 
     def register(self, name: str, cls: type[BaseModel]) -> None:
         held = self._members.get(name)

@@ -31,20 +31,10 @@ PRESETS = Path(__file__).parent.parent / "presets"
 DEFAULT_PRESET = "digits"
 
 
-def _registry(family: str, members: Mapping[str, Any]) -> Registry:
-    """The named values of `inference`, found the same way as components."""
-
-    def load() -> None:
-        for name, cls in members.items():
-            registry.register(name, cls)
-
-    registry = Registry(family, load)
-    return registry
-
-
-OBJECTIVES = _registry("objective", inference.OBJECTIVES)
-ESTIMATORS = _registry("estimator", inference.ESTIMATORS)
-SCHEDULES = _registry("schedule", inference.SCHEDULES)
+# The named values of `inference`, found the same way as components.
+OBJECTIVES = Registry("objective", members=inference.OBJECTIVES)
+ESTIMATORS = Registry("estimator", members=inference.ESTIMATORS)
+SCHEDULES = Registry("schedule", members=inference.SCHEDULES)
 
 
 def _frozen(value: Any) -> Any:
