@@ -68,6 +68,18 @@ def read(
     return given
 
 
+def check_exposure(exposure: Tensor | None) -> None:
+    """A rate times an exposure must stay a positive number. Raises: `RequestError`."""
+    if exposure is None:
+        return
+    wrong = ~((exposure > 0) & exposure.isfinite())
+    if wrong.any():
+        raise RequestError(
+            f"exposure: {int(wrong.sum())} of {exposure.numel()} are zero, negative or not finite "
+            f"(the first is {exposure[wrong][0].item()}); give positive numbers"
+        )
+
+
 def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(value.shape[1:]) != shape:
         raise RequestError(

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import Problem, RequestError, SpecError
-from pyro_vae.given import Given, read
+from pyro_vae.given import Given, check_exposure, read
+from pyro_vae.guides.base import GuideModule
 from pyro_vae.labels import Labels
+from pyro_vae.likelihoods.base import LikelihoodModule
 from pyro_vae.part import Shapes
+from pyro_vae.priors.base import PriorModule
 from pyro_vae.spec import VAESpec
 
 FINALIZED = 1000  # training data decoded at a time
@@ -54,13 +57,13 @@ class VAE(nn.Module):
             data, latent, spec.levels, seen=self.joining.shape, classes=classes
         )
         self.bayesian = spec.decoder.bayesian
-        self.prior = spec.prior.build(shapes)
-        self.guide_module = spec.guide.build(shapes, spec.encoder)
+        self.prior = _built(spec.prior, PriorModule, shapes)
+        self.guide_module = _built(spec.guide, GuideModule, shapes, spec.encoder)
         self.decoder_joining = spec.decoder.joining(self.prior.decoded, label)
         self.decoder = spec.decoder.make(
             self.decoder_joining.shape, spec.likelihood.param_shape(data)
         )
-        self.likelihood = spec.likelihood.build(shapes)
+        self.likelihood = _built(spec.likelihood, LikelihoodModule, shapes)
         self.labels: Any = None
         if spec.label != "none":
             classifier = None
@@ -197,6 +200,7 @@ class VAE(nn.Module):
         """Set what comes from training data `x [N, *data_shape]`: output bias, scales, ..."""
         given = self.read(*values, **named)
         x: Tensor = given.x  # type: ignore[assignment]
+        check_exposure(given.exposure)
         seen = self._seen(given)
         self.prior.initialize(seen)
         self.guide_module.initialize(seen)
@@ -317,6 +321,17 @@ class VAE(nn.Module):
 
 def given_values(given: Given, columns) -> list[Tensor]:
     return [getattr(given, name) for name in columns]
+
+
+def _built(component: Any, kind: type, *arguments: Any) -> Any:
+    """What a component builds. Raises: `SpecError` if it is no module of its family."""
+    module = component.build(*arguments)
+    if not isinstance(module, kind):
+        raise SpecError(
+            f"{component.family} '{component.name}': build returned a {type(module).__name__}; "
+            f"expected a subclass of {kind.__name__}"
+        )
+    return module
 
 
 def _check_whole(spec: VAESpec) -> None:

@@ -87,7 +87,13 @@ class Objective(BaseModel):
 
         `keep [rows]` marks the rows that count.
         """
-        return -self.value(record, Rows(num_data, keep), beta)
+        value = self.value(record, Rows(num_data, keep), beta)
+        if value.dim():
+            raise PairError(
+                f"objective '{self.name}': value(...) returned a tensor {list(value.shape)}; "
+                "expected one number, such as rows.mean(...) of one value a datum"
+            )
+        return -value
 
     def pyro_loss(self, *, vectorize: bool, max_plate_nesting: int) -> Any:
         """Pyro's own estimator of this objective; None where it has none."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from pyro_vae.component import OneOf
 from pyro_vae.guides.base import positive
-from pyro_vae.levels import Chain, names
+from pyro_vae.levels import names
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
 from pyro_vae.priors.base import Prior, PriorModule
@@ -96,6 +96,3 @@ class HierarchicalModule(PriorModule):
 
             found.append((sites[level], step))
         return found
-
-    def distribution(self, y=None):
-        return Chain(self.steps(y), self.shapes.levels)
