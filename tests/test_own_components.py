@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from pathlib import Path
 
 import pydantic
@@ -35,29 +34,16 @@ FAMILIES = {
     ),
 }
 SHORT = ["train.epochs=1", "data.train_size=200", "data.test_size=20", "--quiet"]
-REGISTRIES = (pv.Prior, pv.Guide, pv.Likelihood, pv.Network)
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """The README's files in a fresh folder; what they define is forgotten afterwards."""
-    held = [cls.registry._all() for cls in REGISTRIES] + [inference.OBJECTIVES]
-    before = [dict(members) for members in held]
-    modules = set(sys.modules)
+def folder(tmp_path, monkeypatch, own_components):
+    """A fresh folder with the README's files."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "my.yaml").write_text("data: {name: digits}\nmodel: {latent_dim: 4}\n")
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    for members, kept in zip(held, before, strict=True):
-        for name in set(members) - set(kept):
-            del members[name]
-    for name in set(sys.modules) - modules:
-        if (
-            getattr(sys.modules[name], "__file__", None)
-            and tmp_path in Path(sys.modules[name].__file__).parents
-        ):
-            del sys.modules[name]
+    return tmp_path
 
 
 def test_each_family_has_a_short_example():
@@ -114,8 +100,8 @@ def test_the_capacity_objective_holds_the_kl_where_it_should(folder):
             vae.guide,
             digits.train,
             objective=objective,
-            epochs=20,
-            learning_rate=3e-3,
+            epochs=12,
+            learning_rate=5e-3,
             progress=False,
         )
         with torch.no_grad():
@@ -137,7 +123,8 @@ def test_an_objective_of_ones_own_is_traced_as_it_is(folder):
     objective = inference.OBJECTIVES["capacity"](num_particles=4)
     traced = inference.trace(vae.model, vae.guide, x, objective=objective)
     loss = traced(traced.parameters, x, beta=1.0)
-    assert loss.shape == () and bool(loss.isfinite())
+    assert loss.shape == ()
+    assert bool(loss.isfinite())
 
 
 def test_the_guide_of_ones_own_goes_with_a_vamp_prior(folder):
@@ -208,7 +195,8 @@ def test_a_component_that_builds_something_else(family, field, expected, folder,
             return 3.0 if family is pv.Network else nn.Linear(2, 2)
 
     said = said_of(capsys, f"model.{field}=odd")
-    assert "'odd': build returned a" in said and f"{expected}" in said
+    assert "'odd': build returned a" in said
+    assert expected in said
 
 
 def test_a_distribution_without_event_dimensions(folder, capsys):
@@ -216,20 +204,21 @@ def test_a_distribution_without_event_dimensions(folder, capsys):
         FILES["logistic.py"].replace(".to_event(1)", "").replace('"logistic"', '"flat"')
     )
     said = said_of(capsys, "model.prior=flat", "--import", "flat.py")
-    assert "site z" in said and ".to_event(" in said
+    assert "site z" in said
+    assert ".to_event(" in said
 
 
 def test_an_objective_that_forgets_the_mean_over_rows(folder, capsys):
     text = FILES["capacity.py"].replace("rows.mean(", "(").replace('"capacity"', '"forgetful"')
     (folder / "forgetful.py").write_text(text)
     said = said_of(capsys, "objective=forgetful", "--import", "forgetful.py")
-    assert "returned a tensor [200]" in said or "returned a tensor [128]" in said
+    assert "returned a tensor [" in said
     assert "rows.mean" in said
 
 
 def test_a_name_that_is_taken(folder):
     (folder / "again.py").write_text(FILES["capacity.py"].replace('"capacity"', '"elbo"'))
-    with pytest.raises(RequestError, match="'elbo' is already defined by .*give again.Capacity"):
+    with pytest.raises(RequestError, match=r"'elbo' is already defined by .*give again\.Capacity"):
         import_module("again.py")
     assert inference.OBJECTIVES["elbo"] is inference.ELBO
     assert list(inference.OBJECTIVES).count("elbo") == 1

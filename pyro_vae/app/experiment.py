@@ -201,6 +201,9 @@ def resolve(spec: ExperimentSpec, dataset: Dataset) -> ExperimentSpec:
         text = f"{train.patience}, but '{dataset.name}' has no validation data to watch"
         problem("train.patience", f"{text}; give it some, or leave patience out")
     _check_warmup(spec, num_data, problem)
+    if isinstance(spec.objective, inference.M2) and spec.model.label != "latent":
+        text = f"m2 trains the classifier of a latent label, but model.label is {spec.model.label}"
+        problem("objective", f"{text}; set model.label=latent, or another objective")
     for field, text in columns.problems(dataset, spec.model):
         problem(field, text)
     if train.device is not None and train.device not in devices():
