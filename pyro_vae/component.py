@@ -62,10 +62,10 @@ def problems_of(cls: type[BaseModel], error: PydanticValidationError) -> list[Pr
 
 # What a value should have been, by pydantic's kind of error.
 EXPECTED = {
-    "greater_than": "a number above {gt}",
-    "greater_than_equal": "a number of at least {ge}",
-    "less_than": "a number below {lt}",
-    "less_than_equal": "a number of at most {le}",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
     "int_type": "an integer",
     "int_parsing": "an integer",
     "int_from_float": "an integer",

@@ -54,9 +54,13 @@ def read(
     if given.x is not None:
         _check_shape("x", given.x, shapes.data)
     if given.y is not None:
-        _check_labels(given.y, shapes.classes)
+        check_labels(given.y, shapes.classes)
     if given.mask is not None:
         _check_shape("mask", given.mask, shapes.data)
+        if given.mask.dtype != torch.bool:
+            raise RequestError(
+                f"mask has type {given.mask.dtype}; expected torch.bool, True where x is known"
+            )
     if given.exposure is not None and given.exposure.dim() > 1:
         _check_shape("exposure", given.exposure, shapes.data)
     for name in columns:
@@ -66,6 +70,19 @@ def read(
                 f"{name} has {len(item)} rows and {columns[0]} {given.size}; give one row per datum"
             )
     return given
+
+
+def check_values(y: Tensor | None, classes: int, fewest: int) -> None:
+    """Labels lie in {fewest, ..., classes - 1}. Raises: `RequestError`."""
+    if y is None:
+        return
+    wrong = (y < fewest) | (y >= classes)
+    if wrong.any():
+        missing = ", or -1 where a label is missing" if fewest < 0 else ""
+        raise RequestError(
+            f"y: {y[wrong][0].item()} is no label; expected integers from 0 to {classes - 1}"
+            f"{missing}"
+        )
 
 
 def check_exposure(exposure: Tensor | None) -> None:
@@ -88,7 +105,7 @@ def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_labels(y: Tensor, classes: int) -> None:
+def check_labels(y: Tensor, classes: int) -> None:
     if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
         raise RequestError(
             f"y has shape {tuple(y.shape)} and type {y.dtype}; expected integers [batch], from 0 "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import Problem, RequestError, SpecError
-from pyro_vae.given import Given, check_exposure, read
+from pyro_vae.given import Given, check_exposure, check_labels, check_values, read
 from pyro_vae.guides.base import GuideModule
 from pyro_vae.labels import Labels
 from pyro_vae.likelihoods.base import LikelihoodModule
@@ -200,7 +201,7 @@ class VAE(nn.Module):
         """Set what comes from training data `x [N, *data_shape]`: output bias, scales, ..."""
         given = self.read(*values, **named)
         x: Tensor = given.x  # type: ignore[assignment]
-        check_exposure(given.exposure)
+        self._check_values(given)
         seen = self._seen(given)
         self.prior.initialize(seen)
         self.guide_module.initialize(seen)
@@ -239,6 +240,12 @@ class VAE(nn.Module):
 
         self.likelihood.finalize(decoded())
         return self
+
+    def _check_values(self, given: Given) -> None:
+        """What no shape tells, and so no part of a traced `read`. Raises: `RequestError`."""
+        fewest = 0 if self.spec.label == "condition" else -1
+        check_values(given.y, self.shapes.classes, fewest)
+        check_exposure(given.exposure)
 
     def likely_labels(self, *values: Tensor, **named: Tensor) -> Tensor | None:
         """Labels `[batch]`: those given, and where a latent one is missing the most probable."""
@@ -282,8 +289,18 @@ class VAE(nn.Module):
 
         `y`: their labels `[num]`, or one for all; drawn from p(y) unless given.
         """
-        if isinstance(y, int):
-            y = torch.full((num,), y, device=next(self.parameters()).device)
+        if num < 1:
+            raise RequestError(f"num: {num}; ask for one or more")
+        if isinstance(y, Integral):
+            y = torch.full((num,), int(y), device=next(self.parameters()).device)
+        if y is not None:
+            if self.spec.label == "none":
+                raise RequestError("y: this VAE has no labels; leave it out")
+            if not isinstance(y, Tensor) or tuple(y.shape) != (num,):
+                got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)
+                raise RequestError(f"y: {got}; expected one label, or a tensor of {num}")
+            check_labels(y, self.shapes.classes)
+            check_values(y, self.shapes.classes, fewest=0)
         z, y = self.draw_prior(num, y)
         p = self.decode(z, y)
         return p.mean if mean else p.sample()
@@ -295,6 +312,7 @@ class VAE(nn.Module):
         With a mask, all values come back: what was missing is imputed.
         """
         given = self.read(*values, **named)
+        self._check_values(given)
         z = self.encode(*given_values(given, self.columns)).sample()
         p = self.decode(z, self._known(given), given.exposure)
         return p.mean if mean else p.sample()

@@ -1,6 +1,5 @@
 """A component of each family as the README writes it: short, trained from YAML, loaded back."""
 
-import math
 import re
 from pathlib import Path
 
@@ -249,13 +248,3 @@ def test_a_ladder_asks_for_gaussian_levels(folder, capsys):
     changes = FAMILIES["prior of two levels"][1][:2]
     said = said_of(capsys, *changes, "model.guide=ladder", "--import", "two_laplaces.py")
     assert "bottom_up, top_down" in said
-
-
-def test_exposures_are_positive():
-    vae = pv.VAE(data_shape=(3,), latent_dim=1, likelihood="poisson", exposure=True)
-    x = torch.ones(4, 3)
-    vae.initialize(x, torch.ones(4))
-    for wrong in (0.0, -1.0, math.nan, math.inf):
-        exposure = torch.tensor([1.0, wrong, 2.0, 3.0])
-        with pytest.raises(RequestError, match="exposure: 1 of 4 are zero, negative or not finite"):
-            vae.initialize(x, exposure)
