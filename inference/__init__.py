@@ -39,7 +39,7 @@ from inference.fit import FitResult, fit
 from inference.global_draws import given_globals, global_draws
 from inference.kl import analytic_kl
 from inference.log_weights import log_weights
-from inference.objectives.base import Objective
+from inference.objectives.base import OBJECTIVES, Objective
 from inference.objectives.beta_elbo import BetaELBO
 from inference.objectives.dreg import DReG
 from inference.objectives.elbo import ELBO
@@ -48,7 +48,6 @@ from inference.objectives.info_vae import InfoVAE
 from inference.objectives.iwae import IWAE
 from inference.objectives.m2 import M2
 from inference.objectives.reconstruction import Reconstruction
-from inference.objectives.registry import OBJECTIVES
 from inference.objectives.renyi import Renyi
 from inference.objectives.reweighted_wake_sleep import ReweightedWakeSleep
 from inference.objectives.stl import STL

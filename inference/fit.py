@@ -18,9 +18,8 @@ from inference.errors import CheckpointError, EngineWarning, NonFiniteError, Req
 from inference.isolation import modes, modules_of, own_randomness, own_store, seed_all
 from inference.layout import init
 from inference.memory import keep_freed_memory
-from inference.objectives.base import Objective
+from inference.objectives.base import OBJECTIVES, Objective
 from inference.objectives.elbo import ELBO
-from inference.objectives.registry import OBJECTIVES
 from inference.optimizer import SingleOptimizer
 from inference.pair import Data, as_arguments
 from inference.precision import cast, check_precision, in_dtype, switches

@@ -182,6 +182,8 @@ def _told_of(name: str, arguments: tuple[Tensor, ...]) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if said.startswith("Shape mismatch inside plate"):
+            said += "; dimensions of one datum belong into .to_event(their number)"
         held = ", ".join(f"{_plain(a.dtype)} {list(a.shape)}" for a in arguments)
         raise PairError(f"{name}: the pair fails on these data ({held}): {said}") from error
 

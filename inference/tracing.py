@@ -27,9 +27,8 @@ from inference.isolation import (
     own_store,
     validation,
 )
-from inference.objectives.base import Objective
+from inference.objectives.base import OBJECTIVES, Objective
 from inference.objectives.elbo import ELBO
-from inference.objectives.registry import OBJECTIVES
 from inference.optimizer import by_name
 from inference.pair import Pair, as_arguments, examine
 from inference.particles import Scorer, record_of

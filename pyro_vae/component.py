@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -47,16 +48,49 @@ def problems_of(cls: type[BaseModel], error: PydanticValidationError) -> list[Pr
         elif isinstance(cause, PydanticValidationError):
             found += [problem.under(*path) for problem in problems_of(cls, cause)]
         elif detail["type"] == "extra_forbidden":
-            text = f"no such field of {cls.__name__}{nearest(path[-1], cls.model_fields)}"
+            choices = [field for field in cls.model_fields if field != "name"]
+            text = f"no such field of {cls.__name__}{nearest(path[-1], choices)}"
             found.append(Problem(path, text))
         elif detail["type"] == "missing":
             found.append(Problem(path, f"missing; {cls.__name__} needs it"))
         elif detail["type"] == "value_error":
             found.append(Problem(path, str(cause)))
         else:
-            said = detail["msg"][0].lower() + detail["msg"][1:]
-            found.append(Problem(path, f"{said} (got {shorten(detail['input'])})"))
+            found.append(Problem(path, f"{_said(detail)} (got {shorten(detail['input'])})"))
     return found
+
+
+# What a value should have been, by pydantic's kind of error.
+EXPECTED = {
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "int_type": "an integer",
+    "int_parsing": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "a word",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "too_short": "a list of {min_length} or more",
+}
+
+
+def _said(detail: Mapping[str, Any]) -> str:
+    """One mistake in plain words."""
+    if detail["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+        close = difflib.get_close_matches(str(detail["input"]), choices, n=1, cutoff=0.5)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        return f"expected {detail['ctx']['expected']}{hint}"
+    if detail["type"] in EXPECTED:
+        return f"expected {EXPECTED[detail['type']].format(**detail.get('ctx', {}))}"
+    return detail["msg"][0].lower() + detail["msg"][1:]
 
 
 def shorten(value: Any, limit: int = 80) -> str:
@@ -99,13 +133,21 @@ def _place(cls: type) -> str:
 
 
 class Registry(Mapping[str, type[BaseModel]]):
-    """The named values of one family. Members register themselves by being defined."""
+    """The named values of one family. Members register themselves by being defined.
 
-    def __init__(self, family: str, load: Callable[[], Any] = lambda: None):
+    `members`: those of a family that keeps them itself.
+    """
+
+    def __init__(
+        self,
+        family: str,
+        load: Callable[[], Any] = lambda: None,
+        members: dict[str, Any] | None = None,
+    ):
         self.family = family
         self._load = load
         self._loaded = False
-        self._members: dict[str, type[BaseModel]] = {}
+        self._members: dict[str, type[BaseModel]] = {} if members is None else members
 
     def register(self, name: str, cls: type[BaseModel]) -> None:
         held = self._members.get(name)

@@ -40,6 +40,10 @@ class SpecError(RequestError):
     """A spec or component does not validate."""
 
 
+class Unfinished(SpecError, NotImplementedError):
+    """A component of one's own does not write what its family asks for."""
+
+
 class DataError(RequestError):
     """A data set is missing, damaged or unfit for the model."""
 

@@ -55,9 +55,13 @@ def read(
     if given.x is not None:
         _check_shape("x", given.x, shapes.data)
     if given.y is not None:
-        _check_labels(given.y, shapes.classes)
+        check_labels(given.y, shapes.classes)
     if given.mask is not None:
         _check_shape("mask", given.mask, shapes.data)
+        if given.mask.dtype != torch.bool:
+            raise RequestError(
+                f"mask has type {given.mask.dtype}; expected torch.bool, True where x is known"
+            )
     if given.exposure is not None and given.exposure.dim() > 1:
         _check_shape("exposure", given.exposure, shapes.data)
     for name in columns:
@@ -69,6 +73,21 @@ def read(
     return given
 
 
+def check_exposure(exposure: Tensor | None) -> None:
+    """A rate times an exposure must stay a positive number. Raises: `RequestError`.
+
+    Not with Pyro's validation off, as labels.
+    """
+    if exposure is None or not is_validation_enabled():
+        return
+    wrong = ~((exposure > 0) & exposure.isfinite())
+    if wrong.any():
+        raise RequestError(
+            f"exposure: {int(wrong.sum())} of {exposure.numel()} are zero, negative or not finite "
+            f"(the first is {exposure[wrong][0].item()}); give positive numbers"
+        )
+
+
 def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(value.shape[1:]) != shape:
         raise RequestError(
@@ -77,7 +96,7 @@ def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_labels(y: Tensor, classes: int) -> None:
+def check_labels(y: Tensor, classes: int) -> None:
     if y.dim() != 1 or y.is_floating_point() or y.dtype == torch.bool:
         raise RequestError(
             f"y has shape {tuple(y.shape)} and type {y.dtype}; expected integers [batch], from 0 "
@@ -93,10 +112,11 @@ def check_values(y: Tensor | None, classes: int, *, needed: bool) -> None:
     """
     if y is None or not y.numel() or not is_validation_enabled():
         return
-    highest, missing = int(y.max()), int((y < 0).sum())
-    if highest >= classes:
+    wrong, missing = (y < -1) | (y >= classes), int((y == -1).sum())
+    if wrong.any():
+        also = "" if needed else ", or -1 where a label is missing"
         raise RequestError(
-            f"y: {highest}, but this VAE has {classes} classes; expected 0 to {classes - 1}"
+            f"y: {int(y[wrong][0])} is no label; expected integers from 0 to {classes - 1}{also}"
         )
     if needed and missing:
         raise RequestError(

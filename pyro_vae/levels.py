@@ -43,15 +43,17 @@ class Chain(TorchDistribution):
     Args:
         steps: sites `z1`, `z2`, ... in the order in which they are drawn.
         levels: their lengths, from the data up.
-        batch_shape: of the first that is drawn.
+        batch_shape: that of the first that is drawn, unless given.
     """
 
     arg_constraints: ClassVar = {}
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, steps: Sequence[Step], levels: Sequence[int], batch_shape=()):
+    def __init__(self, steps: Sequence[Step], levels: Sequence[int], batch_shape=None):
         self.steps, self.levels = tuple(steps), tuple(levels)
+        if batch_shape is None:
+            batch_shape = self.steps[0][1]({}).batch_shape
         super().__init__(torch.Size(batch_shape), torch.Size([sum(levels)]), validate_args=False)
 
     def expand(self, batch_shape, _instance=None):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Integral
 from os import PathLike
 from typing import Any
 
@@ -13,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import Problem, RequestError, SpecError
-from pyro_vae.given import Given, check_values, read
+from pyro_vae.given import Given, check_exposure, check_labels, check_values, read
+from pyro_vae.guides.base import GuideModule
 from pyro_vae.labels import Labels
+from pyro_vae.likelihoods.base import LikelihoodModule
 from pyro_vae.part import Shapes
+from pyro_vae.priors.base import PriorModule
 from pyro_vae.spec import VAESpec
 
 FINALIZED = 1000  # training data decoded at a time
@@ -54,13 +58,13 @@ class VAE(nn.Module):
             data, latent, spec.levels, seen=self.joining.shape, classes=classes
         )
         self.bayesian = spec.decoder.bayesian
-        self.prior = spec.prior.build(shapes)
-        self.guide_module = spec.guide.build(shapes, spec.encoder)
+        self.prior = _built(spec.prior, PriorModule, shapes)
+        self.guide_module = _built(spec.guide, GuideModule, shapes, spec.encoder)
         self.decoder_joining = spec.decoder.joining(self.prior.decoded, label)
         self.decoder = spec.decoder.make(
             self.decoder_joining.shape, spec.likelihood.param_shape(data)
         )
-        self.likelihood = spec.likelihood.build(shapes)
+        self.likelihood = _built(spec.likelihood, LikelihoodModule, shapes)
         self.labels: Any = None
         if spec.label != "none":
             classifier = None
@@ -127,6 +131,7 @@ class VAE(nn.Module):
         if self.spec.label == "condition" and given.x is not None and given.y is None:
             raise RequestError("y: missing; this VAE is p(x|y), so give the labels of x")
         check_values(given.y, self.shapes.classes, needed=self.spec.label == "condition")
+        check_exposure(given.exposure)
         if self.spec.missing and given.x is not None and given.mask is None:
             raise RequestError("mask: missing; give one like x, True where a value is known")
         if given.mask is not None and given.x is not None:  # nothing leaks
@@ -292,8 +297,18 @@ class VAE(nn.Module):
 
         `y`: their labels `[num]`, or one for all; drawn from p(y) unless given.
         """
-        if isinstance(y, int):
-            y = torch.full((num,), y, device=next(self.parameters()).device)
+        if num < 1:
+            raise RequestError(f"num: {num}; ask for one or more")
+        if isinstance(y, Integral):
+            y = torch.full((num,), int(y), device=next(self.parameters()).device)
+        if y is not None:
+            if self.spec.label == "none":
+                raise RequestError("y: this VAE has no labels; leave it out")
+            if not isinstance(y, Tensor) or tuple(y.shape) != (num,):
+                got = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)
+                raise RequestError(f"y: {got}; expected one label, or a tensor of {num}")
+            check_labels(y, self.shapes.classes)
+            check_values(y, self.shapes.classes, needed=True)
         z, y = self.draw_prior(num, y)
         p = self.decode(z, y)
         return p.mean if mean else p.sample()
@@ -329,6 +344,17 @@ class VAE(nn.Module):
 
 def given_values(given: Given, columns) -> list[Tensor]:
     return [getattr(given, name) for name in columns]
+
+
+def _built(component: Any, kind: type, *arguments: Any) -> Any:
+    """What a component builds. Raises: `SpecError` if it is no module of its family."""
+    module = component.build(*arguments)
+    if not isinstance(module, kind):
+        raise SpecError(
+            f"{component.family} '{component.name}': build returned a {type(module).__name__}; "
+            f"expected a subclass of {kind.__name__}"
+        )
+    return module
 
 
 def _check_whole(spec: VAESpec) -> None:

@@ -1,10 +1,14 @@
 """What every test runs under: one thread, a fixed seed, and a check that it leaves no traces."""
 
 import os
+import sys
 
 import pyro
 import pytest
 import torch
+
+import inference
+import pyro_vae as pv
 
 # Two threads wait for each other when anything else runs; children (kernels of notebooks, commands
 # of the README) take theirs from the environment.
@@ -48,6 +52,26 @@ def no_traces():
     pyro.settings.set(**{name: before[f"pyro.settings {name}"] for name in pyro.settings.get()})
     changed = {k: (before[k], after[k]) for k in before if before[k] != after[k]}
     assert not changed, f"the test left global state changed (before, after): {changed}"
+
+
+@pytest.fixture
+def own_components():
+    """Components and objectives that a test defines, or imports, are forgotten afterwards."""
+    held = [cls.registry._all() for cls in (pv.Prior, pv.Guide, pv.Likelihood, pv.Network)]
+    held.append(inference.OBJECTIVES)
+    before, modules = [dict(members) for members in held], set(sys.modules)
+    yield
+    own = [
+        cls
+        for members, kept in zip(held, before, strict=True)
+        for cls in members.values()
+        if cls not in kept.values()
+    ]
+    for members, kept in zip(held, before, strict=True):
+        members.clear()
+        members.update(kept)
+    for name in {cls.__module__ for cls in own} - modules:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture

@@ -44,8 +44,25 @@ def run(trained, tmp_path):
         (["train", "model.prior.component=3"], "no such field of StandardNormal"),
         (["train", "train.epoch=3"], "did you mean 'epochs'?"),
         (["train", "modle.prior=vamp"], "did you mean 'model'?"),
-        (["train", "train.epochs=many"], "train.epochs: input should be a valid integer"),
-        (["train", "train.epochs=0"], "train.epochs: input should be greater than 0 (got 0)"),
+        (["train", "objective=m2"], "objective: m2 trains the classifier of a latent label, but"),
+        (["train", "objective.nats=2"], "no such field of ELBO. Choices: kl, num_particles, warm"),
+        (
+            ["train", "model.label=conditon"],
+            "'cluster'; did you mean 'condition'? (got 'conditon')",
+        ),
+        (["train", "train.learning_rate=fast"], "learning_rate: expected a number (got 'fast')"),
+        (["train", "data.missing=1.5"], "data.missing: expected a number below 1 (got 1.5)"),
+        (
+            ["train", "model.likelihood=categorical"],
+            "set data.binarize=none and model.likelihood.levels=17, or",
+        ),
+        (["train", "model.likelihood=beta"], "set data.binarize=none and data.dequantize=uniform"),
+        (
+            ["train", "model.likelihood=poisson"],
+            "has values in {0, 1}; set model.likelihood=bernoulli or",
+        ),
+        (["train", "train.epochs=many"], "train.epochs: expected an integer"),
+        (["train", "train.epochs=0"], "train.epochs: expected a number above 0 (got 0)"),
         (["train", "train.learning_rate=nan"], "train.learning_rate: "),
         (["train", "train.optimizer=adamm"], "optimizer: 'adamm' is unknown"),
         (["train", "train.optimizer_options.beta=3"], "'beta' is unknown to adam"),
@@ -272,12 +289,10 @@ def test_resume_where_no_run_is(capsys, tmp_path):
 
 def test_no_samples_and_other_wrong_evaluations(run, capsys):
     before = files_of(run)
-    refused(
-        ["evaluate", run, "--samples", "0"], capsys, "num_samples: input should be greater than"
-    )
+    refused(["evaluate", run, "--samples", "0"], capsys, "num_samples: expected a number above 0")
     refused(["evaluate", run, "--samples", "x"], capsys, "invalid int value: 'x'")
     refused(["evaluate", run, "--estimator", "importanc"], capsys, "did you mean 'importance'?")
-    refused(["evaluate", run, "--split", "tset"], capsys, "evaluate.split: input should be")
+    refused(["evaluate", run, "--split", "tset"], capsys, "evaluate.split: expected")
     refused(["generate", run, "--out", run / "a.jpg"], capsys, ".png")
     assert files_of(run) == before
 

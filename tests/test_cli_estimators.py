@@ -103,9 +103,9 @@ def test_another_evaluation_drops_what_was_stopped(run, small_tiles, monkeypatch
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        (["estimator.num_temperatures=0"], "num_temperatures: input should be greater than"),
+        (["estimator.num_temperatures=0"], "num_temperatures: expected a number above 0"),
         (["estimator.num_tempratures=9"], "did you mean 'num_temperatures'?"),
-        (["estimator.space=upper"], "evaluate.estimator.space: input should be"),
+        (["estimator.space=upper"], "evaluate.estimator.space: expected"),
         (["estimator.start=gaussian", "estimator.space=noise"], "take space 'latent'"),
         (["estimatr.num_chains=9"], "did you mean 'estimator'?"),
         (["num_temperatures"], "expected key=value"),

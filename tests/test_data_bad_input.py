@@ -53,11 +53,11 @@ def test_defaults_that_exclude_what_is_asked_name_the_way_out():
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"binarize": "yes"}, "binarize: input should be 'none', 'threshold', 'dynamic' or"),
-        ({"binarization_seed": -1}, "binarization_seed: input should be greater than or equal"),
-        ({"train_size": 1}, "train_size: input should be greater than or equal to 2"),
-        ({"test_size": 0}, "test_size: input should be greater than or equal to 1"),
-        ({"validation": -1}, "validation: input should be greater than or equal to 0"),
+        ({"binarize": "yes"}, "binarize: expected 'none', 'threshold', 'dynamic' or"),
+        ({"binarization_seed": -1}, "binarization_seed: expected a number of at least 0"),
+        ({"train_size": 1}, "train_size: expected a number of at least 2"),
+        ({"test_size": 0}, "test_size: expected a number of at least 1"),
+        ({"validation": -1}, "validation: expected a number of at least 0"),
         ({"validations": 1}, "validations: no such field of Digits; did you mean 'validation'?"),
     ],
 )

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import inspect
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor
 
-from inference.errors import PairError
+from inference.errors import PairError, RequestError
 from inference.pair import Pair
 from inference.record import LogWeights
 from inference.stopped import Scoring
+
+# Every objective by its name: those of this package, and yours once they are defined.
+OBJECTIVES: dict[str, type[Objective]] = {}
 
 
 class Objective(BaseModel):
     """A function of the log-weights record, in nats per datum, larger is better.
 
-    A subclass writes `value`, and `optimum`: in one sentence, what its optimum is. `scoring` is
-    what its gradients need of a record (see `inference.particles.record_of`): `paths` through the
-    draws, log q with its parameters `stopped`, or `fixed draws`, which may be discrete, too.
-    `weighs_draws`: is it a function of importance weights? `enumerates`: is it linear in the
-    log-densities, so that a guide's enumerated sites can be summed over? (Under `fixed draws` they
-    are drawn.) `weighs_kl`: does it need KL terms by themselves? A further term may be made of
-    `record.guide_fn` and `record.model_fn`, which hold the distributions of observed sites, too.
+    A subclass gives its name, by which it is found in `OBJECTIVES`, and writes `value`:
+
+        class Capacity(Objective, name="capacity"): ...
+
+    `optimum` says in one sentence what its optimum is. `scoring` is what its gradients need of a
+    record (see `inference.particles.record_of`): `paths` through the draws, log q with its
+    parameters `stopped`, or `fixed draws`, which may be discrete, too. `weighs_draws`: is it a
+    function of importance weights? `enumerates`: is it linear in the log-densities, so that a
+    guide's enumerated sites can be summed over? (Under `fixed draws` they are drawn.) `weighs_kl`:
+    does it need KL terms by themselves? A further term may be made of `record.guide_fn` and
+    `record.model_fn`, which hold the distributions of observed sites, too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -31,8 +39,26 @@ class Objective(BaseModel):
     scoring: ClassVar[Scoring] = "paths"
     weighs_draws: ClassVar[bool] = False
     enumerates: ClassVar[bool] = False
-    name: str
+    name: str = ""
     num_particles: PositiveInt = 1
+
+    def __init_subclass__(cls, *, name: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name:  # the field `name: Literal[name] = name`, before pydantic collects the fields
+            cls.__annotations__ = {**inspect.get_annotations(cls), "name": Literal[name]}
+            cls.name = name
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, *, name: str = "", **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        held = OBJECTIVES.get(name)
+        if held is not None and _place(held) != _place(cls):
+            raise RequestError(
+                f"objective '{name}' is already defined by {_place(held)}; give {_place(cls)} "
+                "another name"
+            )
+        if name:
+            OBJECTIVES[name] = cls
 
     @property
     def weighs_kl(self) -> bool:
@@ -61,7 +87,13 @@ class Objective(BaseModel):
 
         `keep [rows]` marks the rows that count.
         """
-        return -self.value(record, Rows(num_data, keep), beta)
+        value = self.value(record, Rows(num_data, keep), beta)
+        if value.dim():
+            raise PairError(
+                f"objective '{self.name}': value(...) returned a tensor {list(value.shape)}; "
+                "expected one number, such as rows.mean(...) of one value a datum"
+            )
+        return -value
 
     def pyro_loss(self, *, vectorize: bool, max_plate_nesting: int) -> Any:
         """Pyro's own estimator of this objective; None where it has none."""
@@ -86,6 +118,10 @@ class Objective(BaseModel):
                 f"'{self.name}' would weigh draws by what is no density; remove the scale, or "
                 "train by objective 'elbo'"
             )
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 class Rows:

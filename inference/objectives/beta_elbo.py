@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -12,7 +12,7 @@ from inference.objectives.kl_terms import KLObjective, weighted_elbo
 from inference.record import LogWeights
 
 
-class BetaELBO(KLObjective):
+class BetaELBO(KLObjective, name="beta_elbo"):
     """E_q[log p(x|z)] - weight KL(q(z|x) || p(z)), the beta-VAE's, nats per datum.
 
     `weight` is the paper's beta, which warm-up multiplies. Above 1 it lies below the ELBO, and so
@@ -23,7 +23,6 @@ class BetaELBO(KLObjective):
         "no density of x: of all models and guides, the best reconstruction for its KL, at the "
         "exchange rate `weight`"
     )
-    name: Literal["beta_elbo"] = "beta_elbo"
     weight: float = Field(default=4.0, gt=0)
 
     @property

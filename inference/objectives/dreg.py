@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor
@@ -13,7 +13,7 @@ from inference.record import LogWeights
 from inference.stopped import Scoring
 
 
-class DReG(Objective):
+class DReG(Objective, name="dreg"):
     """The value of `iwae` with gradients of the guide that have no score term.
 
         d/dtheta: sum_k w~_k d log w_k / dtheta,   d/dphi: sum_k w~_k^2 (d log w_k / dz_k) dz_k/dphi
@@ -30,7 +30,6 @@ class DReG(Objective):
     )
     scoring: ClassVar[Scoring] = "stopped"
     weighs_draws: ClassVar[bool] = True
-    name: Literal["dreg"] = "dreg"
     num_particles: PositiveInt = 5
 
     def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:

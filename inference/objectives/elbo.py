@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pyro.infer import Trace_ELBO
 from torch import Tensor
@@ -12,7 +12,7 @@ from inference.objectives.kl_terms import KLObjective, weighted_elbo
 from inference.record import LogWeights
 
 
-class ELBO(KLObjective):
+class ELBO(KLObjective, name="elbo"):
     """E_q[log p(x|z) + beta (log p(z) - log q(z|x))], nats per datum; beta = 1 is the bound.
 
     `num_particles` single-sample bounds are averaged. During warm-up (`warmup_epochs` or
@@ -23,7 +23,6 @@ class ELBO(KLObjective):
     """
 
     optimum: ClassVar[str] = "log p(x), reached where q(z|x) = p(z|x)"
-    name: Literal["elbo"] = "elbo"
 
     def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:
         return weighted_elbo(record, rows, self.kl, beta)

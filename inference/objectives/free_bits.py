@@ -15,7 +15,7 @@ from inference.pair import Pair
 from inference.record import LogWeights
 
 
-class FreeBits(KLObjective):
+class FreeBits(KLObjective, name="free_bits"):
     """E_q[log p(x|z)] - beta sum_j max(nats, KL_j), nats per datum.
 
     KL_j is the batch's mean of a group's KL term: what it has below `nats` is free, so that no
@@ -31,7 +31,6 @@ class FreeBits(KLObjective):
         "the ELBO's, wherever every group's KL exceeds `nats` there; else the best reconstruction "
         "with that KL for free, and no bound on log p(x) is gained by it"
     )
-    name: Literal["free_bits"] = "free_bits"
     nats: float = Field(default=0.5, gt=0)
     per: Literal["site", "number"] = "number"
 

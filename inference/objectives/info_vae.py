@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -14,7 +14,7 @@ from inference.objectives.single_latent import single_latent
 from inference.record import LogWeights
 
 
-class InfoVAE(KLObjective):
+class InfoVAE(KLObjective, name="info_vae"):
     """E_q[log p(x|z)] - (1 - alpha) KL(q(z|x) || p(z)) - (alpha + weight - 1) MMD^2(q(z), p(z)).
 
     q(z) is the aggregate of q(z|x) over data. alpha = 1 (the default) is the MMD-VAE, whose KL term
@@ -34,7 +34,6 @@ class InfoVAE(KLObjective):
         "at alpha = 1 the best reconstruction with q(z) = p(z); its value bounds nothing"
     )
     enumerates: ClassVar[bool] = False
-    name: Literal["info_vae"] = "info_vae"
     alpha: float = Field(default=1.0, le=1)
     weight: float = Field(default=1000.0, ge=0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor
@@ -12,7 +12,7 @@ from inference.objectives.weights import log_mean, log_weight
 from inference.record import LogWeights
 
 
-class IWAE(Objective):
+class IWAE(Objective, name="iwae"):
     """The importance weighted bound: E log 1/K sum_k w_k, w_k = p(x, z_k) / q(z_k|x).
 
     Between the ELBO (K = 1) and log p(x) (K to infinity). Gradients go through all of it; those of
@@ -24,7 +24,6 @@ class IWAE(Objective):
         "log p(x), reached where q(z|x) = p(z|x), and for any guide as K grows without bound"
     )
     weighs_draws: ClassVar[bool] = True
-    name: Literal["iwae"] = "iwae"
     num_particles: PositiveInt = 5
 
     def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:

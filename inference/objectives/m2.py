@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -15,7 +15,7 @@ from inference.record import LogWeights
 NOTE = "log_classifier"
 
 
-class M2(KLObjective):
+class M2(KLObjective, name="m2"):
     """ELBO + alpha log q(y|x) where the label is known, nats per datum (arXiv:1406.5298, eq. 9).
 
     The guide notes log q(y|x) `[rows]` at known labels, 0 where there is none, by
@@ -27,7 +27,6 @@ class M2(KLObjective):
         "log p(x, y) of labelled and log p(x) of other data, where q(y, z|x) is the posterior and "
         "the classifier is sure of all labels; elsewhere alpha trades the two"
     )
-    name: Literal["m2"] = "m2"
     alpha: float = Field(default=60.0, ge=0)
 
     def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from inference.objectives.kl_terms import likelihood_of
 from inference.record import LogWeights
 
 
-class Reconstruction(Objective):
+class Reconstruction(Objective, name="reconstruction"):
     """E_q[log p(x|z)], nats per datum: the ELBO without its KL terms.
 
     With a guide of points and a Gaussian of fixed sigma, squared error: a plain autoencoder
@@ -22,7 +22,6 @@ class Reconstruction(Objective):
         "no density of x: the best reconstruction, which a guide without any spread gives"
     )
     enumerates: ClassVar[bool] = True
-    name: Literal["reconstruction"] = "reconstruction"
 
     def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:
         return likelihood_of(record, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -12,7 +12,7 @@ from inference.objectives.weights import log_mean, log_weight
 from inference.record import LogWeights
 
 
-class Renyi(Objective):
+class Renyi(Objective, name="renyi"):
     """The variational Renyi bound: 1/(1 - alpha) log 1/K sum_k w_k^(1 - alpha).
 
     alpha = 0 is `iwae`, alpha = 1 (its limit) the ELBO; from 0 on it lies below log p(x), and the
@@ -25,7 +25,6 @@ class Renyi(Objective):
         "covers more mass"
     )
     weighs_draws: ClassVar[bool] = True
-    name: Literal["renyi"] = "renyi"
     num_particles: int = Field(default=5, ge=2)
     alpha: float = 0.5
 

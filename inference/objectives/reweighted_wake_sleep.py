@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -13,7 +13,7 @@ from inference.record import LogWeights
 from inference.stopped import Scoring
 
 
-class ReweightedWakeSleep(Objective):
+class ReweightedWakeSleep(Objective, name="reweighted_wake_sleep"):
     """The model climbs the bound of `iwae`, the guide descends KL(p(z|x) || q(z|x)).
 
         model: sum_k w~_k d log p(x, z_k),   guide (wake-phi): sum_k w~_k d log q(z_k|x)
@@ -28,7 +28,6 @@ class ReweightedWakeSleep(Objective):
     )
     scoring: ClassVar[Scoring] = "fixed draws"
     weighs_draws: ClassVar[bool] = True
-    name: Literal["reweighted_wake_sleep"] = "reweighted_wake_sleep"
     num_particles: int = Field(default=5, ge=2)
 
     def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from inference.record import LogWeights
 from inference.stopped import Scoring
 
 
-class STL(Objective):
+class STL(Objective, name="stl"):
     """The value of `elbo`; its gradient without the guide's score term.
 
         d/dphi: (d/dz [log p(x, z) - log q(z|x)]) dz/dphi
@@ -23,7 +23,6 @@ class STL(Objective):
 
     optimum: ClassVar[str] = "that of elbo: log p(x), reached where q(z|x) = p(z|x)"
     scoring: ClassVar[Scoring] = "stopped"
-    name: Literal["stl"] = "stl"
 
     def value(self, record: LogWeights, rows: Rows, beta: float | Tensor) -> Tensor:
         terms = [rows.mean(score.mean(0)) for score in record.log_p.values()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -15,7 +15,7 @@ from inference.record import LogWeights
 from inference.stopped import Scoring
 
 
-class Thermodynamic(Objective):
+class Thermodynamic(Objective, name="thermodynamic"):
     """The left Riemann sum of int_0^1 E_b[log w] db = log p(x).
 
         sum_j (b_{j+1} - b_j) E_{b_j}[log w],   E_b under q(z|x)^(1 - b) p(x, z)^b, normalized
@@ -33,7 +33,6 @@ class Thermodynamic(Objective):
     optimum: ClassVar[str] = "log p(x), reached where q(z|x) = p(z|x)"
     scoring: ClassVar[Scoring] = "fixed draws"
     weighs_draws: ClassVar[bool] = True
-    name: Literal["thermodynamic"] = "thermodynamic"
     num_particles: int = Field(default=10, ge=2)
     partitions: PositiveInt = 5
     first: float = Field(default=0.03, gt=0, lt=1)

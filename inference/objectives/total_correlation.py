@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -15,7 +15,7 @@ from inference.objectives.single_latent import single_latent
 from inference.record import LogWeights
 
 
-class TotalCorrelation(KLObjective):
+class TotalCorrelation(KLObjective, name="total_correlation"):
     """The ELBO, less (weight - 1) TC: the beta-TCVAE's, nats per datum.
 
         TC = KL(q(z) || prod_j q(z_j)) = E_q(z)[log q(z) - sum_j log q(z_j)],
@@ -35,7 +35,6 @@ class TotalCorrelation(KLObjective):
         "over the data, at the price of the bound"
     )
     enumerates: ClassVar[bool] = False
-    name: Literal["total_correlation"] = "total_correlation"
     weight: float = Field(default=6.0, gt=0)
 
     @property

@@ -31,20 +31,10 @@ PRESETS = Path(__file__).parent.parent / "presets"
 DEFAULT_PRESET = "digits"
 
 
-def _registry(family: str, members: Mapping[str, Any]) -> Registry:
-    """The named values of `inference`, found the same way as components."""
-
-    def load() -> None:
-        for name, cls in members.items():
-            registry.register(name, cls)
-
-    registry = Registry(family, load)
-    return registry
-
-
-OBJECTIVES = _registry("objective", inference.OBJECTIVES)
-ESTIMATORS = _registry("estimator", inference.ESTIMATORS)
-SCHEDULES = _registry("schedule", inference.SCHEDULES)
+# The named values of `inference`, found the same way as components.
+OBJECTIVES = Registry("objective", members=inference.OBJECTIVES)
+ESTIMATORS = Registry("estimator", members=inference.ESTIMATORS)
+SCHEDULES = Registry("schedule", members=inference.SCHEDULES)
 
 
 def _frozen(value: Any) -> Any:
@@ -211,6 +201,9 @@ def resolve(spec: ExperimentSpec, dataset: Dataset) -> ExperimentSpec:
         text = f"{train.patience}, but '{dataset.name}' has no validation data to watch"
         problem("train.patience", f"{text}; give it some, or leave patience out")
     _check_warmup(spec, num_data, problem)
+    if isinstance(spec.objective, inference.M2) and spec.model.label != "latent":
+        text = f"m2 trains the classifier of a latent label, but model.label is {spec.model.label}"
+        problem("objective", f"{text}; set model.label=latent, or another objective")
     for field, text in columns.problems(dataset, spec.model):
         problem(field, text)
     if train.device is not None and train.device not in devices():

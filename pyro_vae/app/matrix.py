@@ -18,6 +18,7 @@ MARKS: dict[str, str] = {
     "levels differ": "L",
     "supports differ": "S",
     "no density there": "D",
+    "fields are missing": "F",
 }
 
 
@@ -58,6 +59,11 @@ def combination(prior: str, guide: str, latent_dim: int = 3) -> Combination:
         fields |= {"label": "condition", "classes": 3}
     if q.needs_mask:  # type: ignore[attr-defined]
         fields["missing"] = True
+    for part in (p, q):
+        needed = [name for name, field in part.model_fields.items() if field.is_required()]
+        if needed:
+            text = f"{part.family} '{part.name}' has no default for {', '.join(needed)}"  # type: ignore[attr-defined]
+            return Combination(prior, guide, fields, "fields are missing", text)
     try:
         VAESpec(**fields)
     except SpecError as error:

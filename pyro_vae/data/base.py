@@ -30,7 +30,7 @@ class Dataset:
     (grey levels as they are); `unit` (in [0, 1]); `inside` (in (0, 1), as dequantized levels are);
     `count`; or `real`. `train_transform`, if any, gives a training batch its fresh randomness from
     torch's global generator. `levels` counts grey levels: x = level / (levels - 1) as they are,
-    x = (level + u) / levels dequantized.
+    x = (level + u) / levels dequantized; `binarized_levels` those that binary data were made of.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Dataset:
     support: str = "real"
     train_transform: Callable[[Tensor], Tensor] | None = None
     levels: int | None = None
+    binarized_levels: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -174,7 +175,13 @@ def check_fit(dataset: Dataset, likelihood: Scoring) -> None:
             plain = [name for name in plain if name not in noisy]
         if likelihood.name in noisy:
             outs.append("data.dequantize=uniform")
-    elif likelihood.support == "count" and _whole(dataset.train):
+    elif dataset.binarized_levels is not None and likelihood.support in ("levels", "inside"):
+        more = {
+            "levels": f"model.likelihood.levels={dataset.binarized_levels}",
+            "inside": "data.dequantize=uniform",
+        }
+        outs.append(f"data.binarize=none and {more[likelihood.support]}")
+    elif likelihood.support == "count" and dataset.support == "real" and _whole(dataset.train):
         outs.append("integers in place of the floats that hold these counts")
     outs += [f"model.likelihood={' or '.join(plain)}"] if plain else []
     outs += [f"model.likelihood={' or '.join(noisy)} with data.dequantize=uniform"] if noisy else []

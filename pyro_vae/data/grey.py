@@ -101,6 +101,7 @@ class GreyData(Data):
             support=self._support(tensors, levels, integers),
             train_transform=draw_binary if self.binarize == "dynamic" else transform,
             levels=levels if self.binarize == "none" else None,
+            binarized_levels=None if self.binarize == "none" else levels,
         )
 
     def _values(self, rows: Rows, levels: int | None, fresh: bool) -> np.ndarray:

@@ -11,8 +11,9 @@ from pyro.poutine.runtime import InferDict
 from torch import Tensor
 
 from pyro_vae.component import Component
+from pyro_vae.errors import Unfinished
 from pyro_vae.given import Given
-from pyro_vae.levels import Step, draw
+from pyro_vae.levels import Chain, Step, draw
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Part, Shapes
 
@@ -39,7 +40,7 @@ class Guide(Component, family="guide"):
         return (latent_dim,)
 
     def build(self, shapes: Shapes, encoder: Network) -> GuideModule:
-        raise NotImplementedError(f"{type(self).__name__} must write build(shapes, encoder)")
+        raise Unfinished(f"{type(self).__name__} must write build(shapes, encoder)")
 
 
 class GuideModule(Part):
@@ -64,7 +65,12 @@ class GuideModule(Part):
         raise NotImplementedError(f"{type(self).__name__} must write encode(x, given)")
 
     def distribution(self, parameters: Any) -> Distribution:
-        """q(z | parameters), with `event_shape` equal to the latent's shape."""
+        """q(z | parameters), with `event_shape` equal to the latent's shape.
+
+        One of many levels writes `steps` in its place.
+        """
+        if self.shapes.levels:
+            return Chain(self.steps(parameters), self.shapes.levels)
         raise NotImplementedError(f"{type(self).__name__} must write distribution(parameters)")
 
     def infer(self) -> InferDict:
@@ -73,7 +79,7 @@ class GuideModule(Part):
 
     def top(self, x: Tensor) -> Distribution:
         """q of the level farthest from the data, given x alone."""
-        return self.distribution(self.encode(x))
+        return self.distribution(self.encode(x, None))
 
     def steps(self, parameters: Any) -> Sequence[Step]:
         """The sites, in the order in which they are drawn."""

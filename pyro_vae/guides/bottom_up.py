@@ -9,7 +9,7 @@ from torch import nn
 
 from pyro_vae.component import OneOf
 from pyro_vae.guides.base import Guide, GuideModule, positive
-from pyro_vae.levels import Chain, names
+from pyro_vae.levels import names
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
 
@@ -54,6 +54,3 @@ class BottomUpModule(GuideModule):
 
             found.append((sites[level + 1], step))
         return found
-
-    def distribution(self, parameters):
-        return Chain(self.steps(parameters), self.shapes.levels, parameters[0].shape[:-1])

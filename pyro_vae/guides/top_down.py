@@ -11,8 +11,9 @@ from pydantic import PositiveInt
 from torch import nn
 
 from pyro_vae.component import OneOf
+from pyro_vae.errors import SpecError
 from pyro_vae.guides.base import Guide, GuideModule, positive
-from pyro_vae.levels import Chain, names
+from pyro_vae.levels import names
 from pyro_vae.networks.base import Network, dense
 from pyro_vae.part import Shapes
 
@@ -80,9 +81,6 @@ class TopDownModule(GuideModule):
             found.append((sites[level], step))
         return found
 
-    def distribution(self, parameters):
-        return Chain(self.steps(parameters), self.shapes.levels, parameters[-1].shape[:-1])
-
 
 class Ladder(Guide, name="ladder"):
     """Top down, where q(z_l | z_{l+1}, x) is what x says and what the prior says, multiplied.
@@ -107,6 +105,11 @@ class LadderModule(TopDownModule):
         return [dense(spec.width, 2 * level) for level in shapes.levels[:-1]]
 
     def bind(self, vae) -> None:
+        if not hasattr(vae.prior, "given_above"):
+            raise SpecError(
+                f"guide 'ladder' multiplies by Gaussians p(z_l | z_(l+1)), which prior "
+                f"'{vae.spec.prior.name}' does not offer; guides that fit: bottom_up, top_down"
+            )
         self.refer("prior", vae.prior)
 
     def merged(self, level, features, above):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vae.component import Component
+from pyro_vae.errors import Unfinished
 from pyro_vae.likelihoods.bounds import bounded
 from pyro_vae.likelihoods.marked import MarkedPixels
 from pyro_vae.part import Part, Shapes
@@ -47,7 +48,7 @@ class Likelihood(Component, family="likelihood"):
         return data_shape
 
     def build(self, shapes: Shapes) -> LikelihoodModule:
-        raise NotImplementedError(f"{type(self).__name__} must write build(shapes)")
+        raise Unfinished(f"{type(self).__name__} must write build(shapes)")
 
 
 class LikelihoodModule(Part):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.component import Component
+from pyro_vae.errors import SpecError, Unfinished
 from pyro_vae.networks.joining import Joining
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu", "softplus", "leaky_relu"]
@@ -37,7 +38,7 @@ class Network(Component, family="network"):
     bayesian: ClassVar[bool] = False  # are its weights latents? Then it makes their sites, too
 
     def build(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
-        raise NotImplementedError(f"{type(self).__name__} must write build(in_shape, out_shape)")
+        raise Unfinished(f"{type(self).__name__} must write build(in_shape, out_shape)")
 
     def joining(self, in_shape: tuple[int, ...], extras: Sequence[tuple[int, ...]]) -> Joining:
         """How what comes beside the inputs joins them."""
@@ -45,7 +46,13 @@ class Network(Component, family="network"):
 
     def make(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Net:
         """The built map, with leading dimensions and initialization taken care of."""
-        return Net(self.build(in_shape, out_shape), in_shape, out_shape)
+        body = self.build(in_shape, out_shape)
+        if not isinstance(body, nn.Module):
+            raise SpecError(
+                f"network '{self.name}': build returned a {type(body).__name__}; expected an "
+                "nn.Module"
+            )
+        return Net(body, in_shape, out_shape)
 
 
 class Net(nn.Module):

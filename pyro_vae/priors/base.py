@@ -9,7 +9,8 @@ from pyro.distributions import TorchDistribution as Distribution
 from torch import Tensor
 
 from pyro_vae.component import Component
-from pyro_vae.levels import Step, draw
+from pyro_vae.errors import Unfinished
+from pyro_vae.levels import Chain, Step, draw
 from pyro_vae.part import Part, Shapes
 
 
@@ -40,7 +41,7 @@ class Prior(Component, family="prior"):
         return (latent_dim,)
 
     def build(self, shapes: Shapes) -> PriorModule:
-        raise NotImplementedError(f"{type(self).__name__} must write build(shapes)")
+        raise Unfinished(f"{type(self).__name__} must write build(shapes)")
 
 
 class PriorModule(Part):
@@ -51,7 +52,12 @@ class PriorModule(Part):
         self.shapes = shapes
 
     def distribution(self, y: Tensor | None = None) -> Distribution:
-        """p(z), or p(z|y) for labels `y [...]`, with `event_shape` equal to the latent's shape."""
+        """p(z), or p(z|y) for labels `y [...]`, with `event_shape` equal to the latent's shape.
+
+        One of many levels writes `steps` in its place.
+        """
+        if self.shapes.levels:
+            return Chain(self.steps(y), self.shapes.levels)
         raise NotImplementedError(f"{type(self).__name__} must write distribution(y)")
 
     def for_data(self, x: Tensor) -> PriorModule:
