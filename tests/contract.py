@@ -118,6 +118,7 @@ def check(fields, objective="elbo", *, folder=None, record=True):
     vae.initialize(*batch)
     # A calm start: a few wild draws before training would hide what it gains.
     vae.guide_module.encoder.shrink_outputs(0.3)
+    vae.decoder.shrink_outputs(0.3)
     assert Likelihood.registry[vae.spec.likelihood.name].support == vae.likelihood.support
     before = bounds(vae, batch)
     inference.fit(
@@ -127,7 +128,7 @@ def check(fields, objective="elbo", *, folder=None, record=True):
         objective=objective,
         epochs=STEPS,
         batch_size=ROWS,
-        learning_rate=1e-2,
+        learning_rate=3e-3,
         clip_norm=100.0,
         engine="eager",
         progress=False,
