@@ -119,7 +119,7 @@ def measure(
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"    {found}", flush=True)
     if "bound" not in held:
-        found = inference.bound(model, guide, *choose(whole, 20 if quick else NUM_DATA))
+        found = inference.bound(model, guide, choose(whole, 20 if quick else NUM_DATA))
         held["bound"] = found.elbo
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 

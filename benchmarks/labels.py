@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import textwrap
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -288,12 +287,12 @@ def block(result: dict[str, Any], picture: str) -> str:
         f"{rows['real, drawn']['num']:,} test images; +- is the binomial error of these. Presets "
         f"with `train.engine=compiled` and {changed(result)}."
     )
-    parts = [wrapped(how)]
-    parts += [tables.markdown(samples_table(rows)), wrapped(samples_told(rows))]
+    parts = [tables.wrapped(how)]
+    parts += [tables.markdown(samples_table(rows)), tables.wrapped(samples_told(rows))]
     parts += [f"![Samples of each digit: means of p(x given z, y)]({picture})"]
-    parts += [tables.markdown(few_table(rows)), wrapped(few_told(rows))]
-    parts += [tables.markdown(probe_table(rows)), wrapped(probe_told(rows))]
-    parts += [tables.markdown(clusters_table(rows)), wrapped(clusters_told(rows))]
+    parts += [tables.markdown(few_table(rows)), tables.wrapped(few_told(rows))]
+    parts += [tables.markdown(probe_table(rows)), tables.wrapped(probe_told(rows))]
+    parts += [tables.markdown(clusters_table(rows)), tables.wrapped(clusters_told(rows))]
     return "\n\n".join(parts)
 
 
@@ -437,10 +436,6 @@ def clusters_told(rows: dict[str, Any]) -> str:
         f"No label is seen in training; k-means is the best of 5 starts. Bounds of "
         f"`clusters_mnist`: {bounds} nats."
     )
-
-
-def wrapped(text: str) -> str:
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def main(argv: list[str] | None = None) -> None:

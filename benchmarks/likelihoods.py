@@ -28,7 +28,6 @@ from torch import Tensor
 
 import inference
 from benchmarks import machine, tables
-from benchmarks.evidence import wrapped
 from benchmarks.report import commit_of, rewritten
 from inference.isolation import own_randomness
 from pyro_vae.app.columns import Batch, arguments, batch_fingerprint, choose
@@ -206,7 +205,7 @@ def block(result: dict[str, Any], values: dict[str, Tensor]) -> str:
         f"`{REFERENCE}`, image by image. Black, other: -log2 p(x|z) of pixels of level 0 "
         f"({first['black_share']:.0%}) and of the others. Seconds of one processor in training."
     )
-    return f"{wrapped(said)}\n\n{tables.markdown(table(rows, values))}"
+    return f"{tables.wrapped(said)}\n\n{tables.markdown(table(rows, values))}"
 
 
 def table(rows: dict[str, Any], values: dict[str, Tensor]) -> tables.Table:

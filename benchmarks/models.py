@@ -118,9 +118,9 @@ def evaluate(run: Run, *, quick: bool) -> tuple[dict[str, Any], dict[str, torch.
     vae, spec = run.vae(), run.spec
     batch = choose(arguments(spec.data.load(), "test", spec.model), 20 if quick else NUM_DATA)
     model, guide = local_pair(vae)
-    units = inference.active_units(model, guide, *batch)
+    units = inference.active_units(model, guide, batch)
     found: dict[str, Any] = {
-        "bound": inference.bound(model, guide, *batch).elbo,
+        "bound": inference.bound(model, guide, batch).elbo,
         "active_units": units.count,
         "num_units": units.num_units,
         "num_data": len(batch[0]),

@@ -493,6 +493,7 @@ def test_probabilistic_pca_of_data_that_lack_values():
         assert (found - exact).square().mean() < 0.01 * (exact - 1).square().mean()
 
 
+@pytest.mark.slow
 def test_labels_are_measured_and_reported(tmp_path):
     """Every row runs, a second call trains and measures none again, the README's part is there."""
     from benchmarks import labels

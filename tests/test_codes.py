@@ -292,5 +292,5 @@ def test_shapes_of_relaxed_rows():
         p.log_prob(torch.full((2, 3), 0.5))
     for field, value in (("temperature", 0.05), ("categories", 1)):
         for family in (pv.priors, pv.guides):
-            with pytest.raises(pv.SpecError, match=rf"^{field}: .*greater than or equal to"):
+            with pytest.raises(pv.SpecError, match=rf"^{field}: .*expected .* at least"):
                 family.Relaxed(**{field: value})

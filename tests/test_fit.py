@@ -388,7 +388,7 @@ def test_a_batch_is_128_data_or_all(num, steps):
         ({"validation": torch.full((3,), torch.nan)}, "validation: 3 of 3 data hold NaN"),
         ({"schedule": "cosin"}, "schedule: 'cosin' is unknown. Choices: constant, cosine"),
         ({"schedule": 0.1}, "schedule: 0.1 is unknown. Choices: constant, cosine"),
-        ({"objective": "iwea"}, "objective: 'iwea' is unknown. Choices: elbo, iwae, "),
+        ({"objective": "iwea"}, "objective: 'iwea' is unknown. Choices: elbo, beta_elbo, "),
         ({"objective": None}, "objective: None is unknown. Choices: elbo"),
     ],
 )

@@ -72,13 +72,14 @@ def tutorial(**fields):
 
 
 def test_each_is_found_by_name_and_says_what_its_optimum_is():
-    assert {o.name for o in EVERY} == set(OBJECTIVES)
+    # That of labels and that of points stand with those models' tests.
+    assert {o.name for o in EVERY} | {"m2", "reconstruction"} == set(OBJECTIVES)
     for name, cls in OBJECTIVES.items():
         objective = cls()
         assert objective.name == name
         assert len(cls.optimum) > 20
         assert len(cls.__doc__.strip().splitlines()[0]) <= 100
-        assert "arXiv" in cls.__doc__ or "Higgins" in cls.__doc__
+        assert any(source in cls.__doc__ for source in ("arXiv", "Higgins", "Hinton"))
         assert cls.model_validate_json(objective.model_dump_json()) == objective
         assert hash(objective) == hash(cls())
         assert getattr(inference, cls.__name__) is cls

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ def block(result: dict[str, Any], folder: str) -> str:
     told = result["machine"]
     quick = "**Quick settings, not to be quoted.** " if result["quick"] else ""
     parts = [
-        wrapped(
+        tables.wrapped(
             f"{quick}`python -m benchmarks.uses` on {result['date']}: {told['cpu']}, "
             f"{told['cores']} cores shared with other work, {result['threads']} "
             f"thread{'s' * (result['threads'] > 1)}, torch {result['versions']['torch']}. Errors "
@@ -72,7 +71,11 @@ def of_missing(rows: Rows, folder: str) -> list[str]:
         f"by image, Brier: {'; '.join(said)}."
     )
     picture = f"![Digits, what is known of them, and what is imputed]({folder}/uses-imputed.png)"
-    return [tables.markdown(tables.Table(title, columns, body, [])), wrapped(sentence), picture]
+    return [
+        tables.markdown(tables.Table(title, columns, body, [])),
+        tables.wrapped(sentence),
+        picture,
+    ]
 
 
 def of_topics(rows: Rows, text: str, folder: str) -> list[str]:
@@ -131,7 +134,11 @@ def of_topics(rows: Rows, text: str, folder: str) -> list[str]:
         f"guide. Nats per word, paired by document: {'; '.join(said)}."
     )
     picture = f"![True topics beside those found, words of real ones]({folder}/uses-topics.png)"
-    return [tables.markdown(tables.Table(title, columns, body, [])), wrapped(sentence), picture]
+    return [
+        tables.markdown(tables.Table(title, columns, body, [])),
+        tables.wrapped(sentence),
+        picture,
+    ]
 
 
 def of_few(rows: Rows) -> list[str]:
@@ -178,7 +185,7 @@ def of_few(rows: Rows) -> list[str]:
         f"decoder its mean over {few.NUM_DRAWS} draws of the weights. Stopped early: 400 images, "
         f"100 for validation, patience {few.PATIENCE}. Paired by image: {'; '.join(said)}."
     )
-    return [tables.markdown(tables.Table(title, columns, body, [])), wrapped(sentence)]
+    return [tables.markdown(tables.Table(title, columns, body, [])), tables.wrapped(sentence)]
 
 
 def _paired(rows: Rows, name: str, other: str, kind: str) -> str:
@@ -199,7 +206,3 @@ def _commits(result: dict[str, Any]) -> str:
     rows = [row for name in ("missing", "topics", "few") for row in result[name].values()]
     found = dict.fromkeys((row.get("commit") or "unknown")[:10] for row in rows)
     return f"commit{'s' * (len(found) > 1)} {', '.join(found)}"
-
-
-def wrapped(text: str) -> str:
-    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)

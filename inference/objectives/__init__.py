@@ -1,1 +1,1 @@
-"""What training optimises: one file an objective, all of them by name in `registry`."""
+"""What training optimises: one file an objective, all of them by name in `OBJECTIVES`."""

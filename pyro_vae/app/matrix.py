@@ -53,17 +53,17 @@ def combination(prior: str, guide: str, latent_dim: int = 3) -> Combination:
     """One prior with one guide. The prior says of how many levels, and whether there are labels."""
     p, q = Prior.registry[prior], Guide.registry[guide]
     fields: dict[str, Any] = {"prior": prior, "guide": guide, "latent_dim": latent_dim}
+    for part in (p, q):
+        needed = [name for name, field in part.model_fields.items() if field.is_required()]
+        if needed:
+            text = f"{part.family} '{part.name}' has no default for {', '.join(needed)}"  # type: ignore[attr-defined]
+            return Combination(prior, guide, fields, "fields are missing", text)
     if p.levels == "many":  # type: ignore[attr-defined]
         fields["latent_dim"] = (latent_dim, 2)
     if p().labelled:  # type: ignore[attr-defined]
         fields |= {"label": "condition", "classes": 3}
     if q.needs_mask:  # type: ignore[attr-defined]
         fields["missing"] = True
-    for part in (p, q):
-        needed = [name for name, field in part.model_fields.items() if field.is_required()]
-        if needed:
-            text = f"{part.family} '{part.name}' has no default for {', '.join(needed)}"  # type: ignore[attr-defined]
-            return Combination(prior, guide, fields, "fields are missing", text)
     try:
         VAESpec(**fields)
     except SpecError as error:
