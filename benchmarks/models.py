@@ -217,8 +217,9 @@ def block(found: Held) -> str:
     commits = ", ".join(dict.fromkeys(told["commit"][:10] for told in every))
     how = (
         f"`python -m benchmarks.models` on {first['date']}: {first['machine']['cpu']}, "
-        f"torch {first['torch']}, {first['threads']} thread a row, `engine=compiled`, other work "
-        f"beside it. {EPOCHS} epochs of dynamically binarized MNIST each. log p(x) of a random "
+        f"torch {first['torch']}, {first['threads']} thread a row, `engine=compiled`; training "
+        "times are of a machine with other work, pauses included, and compare nothing. "
+        f"{EPOCHS} epochs of dynamically binarized MNIST each. log p(x) of a random "
         f"{first['num_data']:,} test images, the same for every row, in nats: by "
         f"K = {IMPORTANCE.num_samples} importance samples, and by AIS with "
         f"{CHAINS.num_temperatures} temperatures. Above the first: by AIS, image by image (mean "

@@ -158,13 +158,15 @@ def pair_of(vae: pv.VAE):
     return inference.given_globals(vae.model, vae.guide, weights)
 
 
-def bounds(vae, batch, draws=60):
-    """The bound on these data under each of 60 draws of noise `[draws]`, always the same ones.
+def bounds(vae, batch, draws=None):
+    """The bound on these data under each of some draws of noise `[draws]`, always the same ones.
 
     That of a guide of points has no noise: its objective, of each datum.
     """
     if vae.spec.guide.density == "none":
         return mode_value(vae, batch)
+    if draws is None:  # a steep prior's scores are the noisiest
+        draws = 300 if vae.spec.prior.name == "horseshoe" else 60
     vae.eval()
     torch.manual_seed(0)
     with torch.no_grad():
@@ -275,4 +277,4 @@ def round_trip(vae, batch, folder):
     run.write_weights(vae)
     other = pv.load(folder)
     assert other.spec == vae.spec
-    torch.testing.assert_close(bounds(other, batch), bounds(vae, batch))
+    torch.testing.assert_close(bounds(other, batch, draws=2), bounds(vae, batch, draws=2))
