@@ -183,8 +183,8 @@ def against(seeds: Sequence, others: Sequence, kind: str = "ais") -> tuple[float
 
 def table(found: Held) -> tables.Table:
     columns = [
-        "row", "seeds", "bound", "K = 5000", "AIS", "MC error", "above the first", "active",
-        "training",
+        "row", "seeds", "bound", "K = 5000", "AIS", "MC error", "flagged", "above the first",
+        "active", "training",
     ]  # fmt: skip
     first = next(iter(found.values()))
     body = []
@@ -199,6 +199,7 @@ def table(found: Held) -> tables.Table:
                 _each(told, lambda t: f"{t['importance']['log_px']:.2f}"),
                 _each(told, lambda t: f"**{t['ais']['log_px']:.2f}**"),
                 _each(told, lambda t: f"{t['ais']['mc_std_error']:.3f}"),
+                _each(told, lambda t: f"{t['ais']['num_flagged'] / t['num_data']:.0%}"),
                 "" if seeds is first else f"{gap:+.2f} +- {error:.2f}",
                 _each(told, lambda t: f"{t['active_units']} of {t['num_units']}"),
                 _each(told, lambda t: tables.duration(t["summary"]["seconds"])),
@@ -224,7 +225,9 @@ def block(found: Held) -> str:
         f"K = {IMPORTANCE.num_samples} importance samples, and by AIS with "
         f"{CHAINS.num_temperatures} temperatures. Above the first: by AIS, image by image (mean "
         "of seeds); the test-set error of a row, which all share, is "
-        f"{first['ais']['test_std_error']:.2f}. Commits {commits}."
+        f"{first['ais']['test_std_error']:.2f}. Flagged: images whose AIS error "
+        "may be larger than the MC error says. An error of a difference is that of the images: "
+        f"seeds are not in it. Commits {commits}."
     )
     spread = [
         f"{name} {abs(a['ais']['log_px'] - b['ais']['log_px']):.2f}"
@@ -233,6 +236,8 @@ def block(found: Held) -> str:
         for a, b in [[told for told, _ in seeds]]
     ]
     between = f"Two seeds of a row differ by: {', '.join(spread)}." if spread else ""
+    lacking = [name for name in ROWS if name not in found]
+    between += f" Not measured yet: {', '.join(lacking)}." if lacking else ""
     commands = "\n".join(f"{told['command']}" for told in every if told["seed"] == 0)
     listed = f"<details><summary>Commands</summary>\n\n```\n{commands}\n```\n\n</details>"
     parts = [tables.wrapped(how), tables.markdown(table(found)), tables.wrapped(between), listed]
