@@ -286,6 +286,7 @@ def test_products_of_a_step():
     assert sum(m * k * n for m, k, n in made) == 128 * (3 * weights - 784 * 200)
 
 
+@pytest.mark.slow
 def test_evidence_of_a_run_and_its_report(tmp_path):
     """Every row runs, a second call measures none again, and the README's part is rewritten."""
     from cli_runs import trained_runs

@@ -109,6 +109,7 @@ def test_draws_of_the_posterior():
     assert agrees(found.mean[:, 0], (weight * z).sum(0), found.mean_std_error[:, 0], ceiling=0.05)
 
 
+@pytest.mark.slow
 def test_compiled_chains_are_the_eager_ones():
     estimator = inference.AIS(num_temperatures=10, num_chains=4)
     eager, compiled = (

@@ -168,6 +168,7 @@ def compiled_equals_eager(objective):
     close(vae, other)
 
 
+@pytest.mark.slow
 def test_compiled_dreg():
     compiled_equals_eager(inference.DReG(num_particles=3))
 

@@ -55,12 +55,14 @@ def test_commands_run(folder, monkeypatch):
             if not Path(words[1]).exists():
                 continue
             words += ["--num-data", "20"]
+            if "ais" in words:
+                words.append("estimator.num_temperatures=5")
             if "--estimator" not in words:
                 words += ["--samples", "20"]
         if words[0] == "probe" and not Path(words[1]).exists():
             continue
         if words[0] == "diagnose":
-            words += ["--num-data", "20", "--quiet"]
+            words += ["--num-data", "5", "--quiet"]
         if words[0] in ("train", "evaluate"):
             words.append("--quiet")
         assert main(words) == 0, command

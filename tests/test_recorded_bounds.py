@@ -167,6 +167,7 @@ def test_a_small_term_that_a_callback_changes_is_noticed(interpreted, monkeypatc
     assert len(made) == 3
 
 
+@pytest.mark.slow
 def test_machine_code(monkeypatch):
     monkeypatch.setattr(compiled, "BATCHES_TO_REPAY", 1)
     _, eager = train("eager", epochs=2)

@@ -238,3 +238,17 @@ def test_a_scale_at_its_floor_is_led_back_inside():
     moved = [vae.guide_module.refine(zero, zero, Given(x))[:, 0].item() for x in (far, near)]
     assert moved[0] > 0.1, "a wider sigma would raise the bound: inside is that way"
     assert abs(moved[1]) < 1e-12, "a narrower one leads further out"
+
+
+def test_a_pole_beside_a_point_throws_no_mean_away(monkeypatch):
+    """The horseshoe's slope at m - s = 1e-9 has no bound: a step of it would end anywhere."""
+    vae = build(steps=1, prior="horseshoe")
+    x, log_scale = torch.randn(1, 5, dtype=torch.double), torch.zeros(1, 2, dtype=torch.double)
+    loc = log_scale + 1 + 1e-9
+
+    def moved():
+        return (vae.guide_module.refine(loc, log_scale, vae.read(x))[:, :2] - loc).abs().max()
+
+    assert 1 < moved() < 3 + 1e-6
+    monkeypatch.setattr("pyro_vae.guides.semi_amortized.FARTHEST", float("inf"))
+    assert moved() > 1e5

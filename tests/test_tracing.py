@@ -21,6 +21,7 @@ from small_pairs import (
     patterns,
     plate_of,
 )
+from tiers import each
 from torch import nn
 
 import inference
@@ -175,7 +176,7 @@ def test_all_families_take_part():
     assert {part["name"] for part in members(pv.Guide)} <= names | elsewhere
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS, ids=label)
+@pytest.mark.parametrize("combination", each(2, COMBINATIONS), ids=label)
 def test_every_vae_traced_is_the_vae(combination, own_store):
     vae = build(*combination)
     x = pixels()
@@ -186,7 +187,7 @@ def test_every_vae_traced_is_the_vae(combination, own_store):
 
 
 @pytest.mark.parametrize("vectorize", [False, True])
-@pytest.mark.parametrize("combination", COMBINATIONS[::3], ids=label)
+@pytest.mark.parametrize("combination", each(2, COMBINATIONS[::3]), ids=label)
 def test_vaes_with_several_particles(combination, vectorize, own_store):
     vae = build(*combination)
     x = pixels()

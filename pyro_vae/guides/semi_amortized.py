@@ -15,6 +15,9 @@ from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
 
 
+FARTHEST = 3.0  # scales s that one step moves m by, at the most
+
+
 class SemiAmortized(Guide, name="semi_amortized"):
     """q(z|x) = N(m_k, diag s_k^2), k = `steps` natural-gradient steps from the encoder's m_0, s_0.
 
@@ -23,8 +26,8 @@ class SemiAmortized(Guide, name="semi_amortized"):
 
     F is the mean over points m + s e and m - s e for `pairs` fixed sign vectors e, so that q is a
     function of x; of a quadratic it is exact with as many pairs as latents. A, the larger of the
-    two, keeps scales finite. The rate r of each step is learned, from `rate` on, and training goes
-    through the steps (arXiv:1802.02550, arXiv:1807.09356; natural gradients: arXiv:1703.04265).
+    two, keeps scales finite, and no step moves m by more than 3 of the s it starts with. The rate r
+    of each step is learned, from `rate` on, and training goes through the steps (arXiv:1802.02550, arXiv:1807.09356; natural gradients: arXiv:1703.04265).
     """
 
     density = "given the prior"
@@ -75,7 +78,9 @@ class SemiAmortizedModule(MeanFieldModule):
                 [slope] = torch.autograd.grad(loss, at, create_graph=wanted)
                 d_loc, d_log = (-slope).chunk(2, -1)
                 log_scale = log_scale - 0.5 * torch.log1p(-rate * d_log.clamp(max=1))
-                loc = loc + rate * (2 * log_scale).exp() * d_loc
+                # Where a density has a pole, the slope of a point beside it is no step's length.
+                most = FARTHEST * at.chunk(2, -1)[1].detach().exp()
+                loc = loc + (rate * (2 * log_scale).exp() * d_loc).clamp(-most, most)
                 at = torch.cat([loc, log_scale], -1)
         return at if wanted else at.detach()
 
