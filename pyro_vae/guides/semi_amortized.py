@@ -14,7 +14,6 @@ from pyro_vae.guides.mean_field import MeanFieldModule
 from pyro_vae.networks.base import Network
 from pyro_vae.part import Shapes
 
-
 FARTHEST = 3.0  # scales s that one step moves m by, at the most
 
 
@@ -27,7 +26,8 @@ class SemiAmortized(Guide, name="semi_amortized"):
     F is the mean over points m + s e and m - s e for `pairs` fixed sign vectors e, so that q is a
     function of x; of a quadratic it is exact with as many pairs as latents. A, the larger of the
     two, keeps scales finite, and no step moves m by more than 3 of the s it starts with. The rate r
-    of each step is learned, from `rate` on, and training goes through the steps (arXiv:1802.02550, arXiv:1807.09356; natural gradients: arXiv:1703.04265).
+    of each step is learned, from `rate` on, and training goes through the steps (arXiv:1802.02550,
+    arXiv:1807.09356; natural gradients: arXiv:1703.04265).
     """
 
     density = "given the prior"
