@@ -72,6 +72,9 @@ ROWS: dict[str, Row] = {
     "stl": Row(changes=("objective=stl",)),
     "two levels, bottom up": Row("hierarchy_mnist"),
     "two levels, top down": Row("hierarchy_mnist", ("model.guide=top_down",)),
+    "two levels, top down, warm-up": Row(
+        "hierarchy_mnist", ("model.guide=top_down", "objective.warmup_epochs=25")
+    ),
     "conv": Row(changes=(f"model.encoder={CONV}", f"model.decoder={CONV}")),
     "gated": Row("vamp_mnist", (f"model.encoder={GATED}", f"model.decoder={GATED}")),
 }

@@ -1,5 +1,6 @@
 """What every test runs under: one thread, a fixed seed, and a check that it leaves no traces."""
 
+import functools
 import os
 import sys
 
@@ -9,6 +10,7 @@ import torch
 
 import inference
 import pyro_vae as pv
+from inference.diagnostics import local_fit
 
 # Two threads wait for each other when anything else runs; children (kernels of notebooks, commands
 # of the README) take theirs from the environment.
@@ -79,3 +81,15 @@ def own_store():
     """A parameter store of the test's own."""
     with pyro.get_param_store().scope():
         yield pyro.get_param_store()
+
+
+@pytest.fixture
+def short_diagnosis(monkeypatch):
+    """Few steps: how good the answers are is the business of other tests."""
+    monkeypatch.setattr(local_fit, "LEVELS", (0.05,))
+    monkeypatch.setattr(local_fit, "MOST_ROUNDS", 1)
+    chains = inference.AIS(num_chains=4, num_temperatures=5, pilot_temperatures=4)
+    settings = {"num_draws": 20, "warmup": 20, "thin": 1, "chains": chains}
+    monkeypatch.setattr(inference, "reference", functools.partial(inference.reference, **settings))
+    fewer = functools.partial(inference.calibration, num_data=60)
+    monkeypatch.setattr(inference, "calibration", fewer)

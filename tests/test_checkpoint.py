@@ -733,6 +733,7 @@ def kill_and_resume(params, root, tmp_path, maker, moments, epochs=100):
     return len(kills)
 
 
+@pytest.mark.slow
 def test_sigkill_costs_nothing(params, pytestconfig, tmp_path):
     """In the first second, at a random moment of the training, and inside a write."""
     draw = random.Random(0)

@@ -1,6 +1,5 @@
 """`pyro-vae diagnose`: what it writes, prints and refuses; guides freed around their encoder."""
 
-import functools
 import json
 import shutil
 from dataclasses import replace
@@ -12,7 +11,6 @@ from cli_runs import files_of, refused, trained_runs
 
 import inference
 import pyro_vae as pv
-from inference.diagnostics import local_fit
 from inference.diagnostics.local_guide import without_parameters
 from pyro_vae.app import diagnose
 from pyro_vae.app.cli import main
@@ -24,18 +22,6 @@ from pyro_vae.errors import RequestError
 
 QUICK = ["--quiet", "--num-data", "12"]
 PARTS = ("gaps", "unit_kl", "surgery", "calibration", "reference")
-
-
-@pytest.fixture
-def short(monkeypatch):
-    """Few steps: how good the answers are is the business of other tests."""
-    monkeypatch.setattr(local_fit, "LEVELS", (0.05,))
-    monkeypatch.setattr(local_fit, "MOST_ROUNDS", 1)
-    chains = inference.AIS(num_chains=4, num_temperatures=5, pilot_temperatures=4)
-    settings = {"num_draws": 20, "warmup": 20, "thin": 1, "chains": chains}
-    monkeypatch.setattr(inference, "reference", functools.partial(inference.reference, **settings))
-    fewer = functools.partial(inference.calibration, num_data=60)
-    monkeypatch.setattr(inference, "calibration", fewer)
 
 
 @pytest.fixture
@@ -52,7 +38,7 @@ def diagnosed(run, *arguments):
     return json.loads((run / "diagnosis.json").read_text()), changed
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("short_diagnosis")
 def test_files_tables_and_pictures(run, capsys):
     written, changed = diagnosed(run, "--estimator", "quadrature")
     pictures = {f"pictures/{name}.png" for name in diagnose.PICTURES}
@@ -90,7 +76,7 @@ def test_files_tables_and_pictures(run, capsys):
     assert other["data_fingerprint"] != again["data_fingerprint"]
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("short_diagnosis")
 def test_a_part_that_does_not_apply_is_named(run, monkeypatch, capsys):
     def refuse(*_, **__):
         raise inference.PairError("the density is not known there")
@@ -173,7 +159,7 @@ def test_a_freed_guide_begins_where_the_encoder_is(name):
     assert torch.equal(local.start(x)[0], start[0])  # the encoder is as it was
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("short_diagnosis")
 def test_gaps_of_a_flow():
     vae, x = build(**GUIDES["iaf"]), bits(6)
     settings = {"estimator": "importance", "num_samples": 20, "progress": False}
@@ -193,7 +179,7 @@ def test_a_guide_without_an_encoder():
 # Pictures ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("short")
+@pytest.mark.usefixtures("short_diagnosis")
 @pytest.mark.parametrize("latent_dim", [1, 3])
 def test_pictures_of_one_and_several_latents(latent_dim, tmp_path):
     from matplotlib.image import imread

@@ -293,20 +293,21 @@ def compiles(make, compiler, **settings):
     follows(expected, found, 1e-4)
 
 
-def test_compiled_steps_give_the_eager_trajectory(compiler, capfd):
-    """Both shapes compiled, as in every short epoch; nothing compiled or recorded later.
-
-    Nor is anything printed on the way.
-    """
+@pytest.mark.slow
+def test_compiled_steps_give_the_eager_trajectory(compiler):
+    """Both shapes compiled, as in every short epoch; nothing compiled or recorded later."""
     x = patterns(40)
     compiles(lambda: (methods(tutorial()), x), compiler, validation=x, epochs=8)
     assert len(compiler) == 2
-    assert capfd.readouterr() == ("", "")
 
 
-def test_compiled_vaes_draw_several_sites_in_the_order_of_the_programs(compiler):
-    """Two sites, implicit gradients, several particles: the noise is that of the eager engine."""
+def test_compiled_vaes_draw_several_sites_in_the_order_of_the_programs(compiler, capfd):
+    """Two sites, implicit gradients, several particles: the noise is that of the eager engine.
+
+    Nothing is printed on the way.
+    """
     compiles(PAIRS["implicit"], compiler, batch_size=20, objective=ELBO(num_particles=2))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_compiled_code_reads_closed_over_tensors_where_they_are(compiler):
@@ -494,6 +495,7 @@ def test_the_random_state_of_the_caller_is_left_and_does_not_matter():
     assert not same(found[0], tutorial().state_dict())
 
 
+@pytest.mark.slow
 def test_two_vaes_in_one_process_are_as_if_alone():
     makes = [vae_of(COMBINATIONS[0]), vae_of(COMBINATIONS[-1])]
     alone = [train(make, "compiled")[1] for make in makes]
@@ -1097,7 +1099,8 @@ def test_a_loss_that_is_not_finite_stops_the_compiled_engine_as_the_eager_one(st
 
 
 @pytest.mark.parametrize(
-    ("step", "read_every"), [(2, 5), (4, 5), (5, 5), (14, 5), (4, 1000), (11, 1000)]
+    ("step", "read_every"),
+    each(2, [(2, 5), (4, 5), (14, 5), (5, 5), (4, 1000), (11, 1000)], unpack=True),
 )
 def test_no_step_after_a_bad_one_touches_a_weight(step, read_every, tmp_path, monkeypatch):
     """Read every so many steps: what comes after the bad step changes nothing, nor its number."""

@@ -60,7 +60,7 @@ def stop_after(count, monkeypatch):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: f"{e.name}")
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_an_interrupted_estimate_goes_on(pair, estimator, count, tmp_path, monkeypatch):
     x, path = pair.sample(12, seed=5), tmp_path / "kept.safetensors"
     whole = estimate(pair, x, estimator)

@@ -10,13 +10,13 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 SHORT = {
     "01_quickstart.ipynb": "epochs = 5\nnum_samples = 50\n",
     "02_how_far_to_trust_log_px.ipynb": (
-        "epochs = 2\nnum_samples = 100\nnum_simulated = 10\nnum_data = 10\n"
+        "epochs = 2\nnum_samples = 100\nnum_simulated = 5\nnum_data = 5\n"
     ),
     "03_where_the_gap_comes_from.ipynb": (
-        "epochs = 2\nnum_data = 6\nsimulated = 40\nnum_draws = 10\n"
+        "epochs = 2\nnum_data = 6\nsimulated = 50\nnum_draws = 20\n"
     ),
     "04_swap_everything.ipynb": "epochs = 1\nnum_samples = 20\n",
-    "05_conditional_and_semi_supervised.ipynb": "epochs = 1\nlabelled = 100\n",
+    "05_conditional_and_semi_supervised.ipynb": "epochs = 1\nlabelled = 100\nnum_data = 10\n",
     "06_discrete_hierarchical_and_missing.ipynb": "epochs = 1\nnum_data = 10\n",
 }
 

@@ -36,6 +36,7 @@ def folder(tmp_path, monkeypatch, own_components):
     return tmp_path
 
 
+@pytest.mark.usefixtures("short_diagnosis")
 def test_commands_run(folder, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     ran = []
@@ -57,6 +58,8 @@ def test_commands_run(folder, monkeypatch):
             words += ["--num-data", "20"]
             if "ais" in words:
                 words.append("estimator.num_temperatures=5")
+            if "auto" in words:
+                words.append("estimator.chains.num_temperatures=5")
             if "--estimator" not in words:
                 words += ["--samples", "20"]
         if words[0] == "probe" and not Path(words[1]).exists():
