@@ -16,6 +16,7 @@ from pyro_vae.likelihoods.base import Likelihood
 
 # So many values tell which pattern a datum shows: there is much to learn.
 SHAPE = (8, 8)
+LEVELS = 16  # of grey, of a likelihood with an output for each
 COLUMNS = {"gaussian": 16, "bernoulli": 12, "poisson": 4}  # of a table
 ROWS = 64
 STEPS = 30
@@ -25,6 +26,7 @@ PICTURES = ("conv", "gated_conv", "resnet")
 # What a likelihood must be told of the data.
 OWN: dict[str, dict] = {
     "categories": {"levels": 4},
+    "categorical": {"levels": LEVELS},
     "mixed": {"parts": [{"likelihood": name, "columns": num} for name, num in COLUMNS.items()]},
 }
 
@@ -46,7 +48,8 @@ def data_for(support: str, rows=ROWS):
         return torch.cat([real, (yes > 0).float(), (3 * (3 * rate).sigmoid()).round()], 1)
     return {
         "binary": (raw > 0).float(),
-        "levels": (share * 255).round() / 255,
+        "levels": (share * (LEVELS - 1)).round()
+        / (LEVELS - 1),  # among the 256, too: 255 = 17 x 15
         "unit": share,
         "inside": share.clamp(0.01, 0.99),
         "count": (3 * share).round(),

@@ -166,6 +166,7 @@ def test_schedules_share_the_length_of_the_path():
     assert float(betas[25, 0]) == pytest.approx(0.9 * 0 + 0.30, abs=0.02)
 
 
+@pytest.mark.slow
 def test_compiled_chains_are_the_eager_ones():
     pair = poor(dtype=torch.float32)
     x = pair.sample(33)

@@ -310,6 +310,7 @@ def test_compiled_vaes_draw_several_sites_in_the_order_of_the_programs(compiler,
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_compiled_code_reads_closed_over_tensors_where_they_are(compiler):
     """Changed in place between steps: not inlined as constants."""
     shift, wide = torch.tensor(0.0), torch.zeros(6)
