@@ -43,6 +43,7 @@ def result(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_rows_are_measured_side_by_side(result):
     found = json.loads(result.read_text())
     section = found["sections"]["training-20"]
@@ -63,6 +64,7 @@ def test_rows_are_measured_side_by_side(result):
     assert str(ROOT) not in result.read_text()
 
 
+@pytest.mark.slow
 def test_a_missing_peer_is_a_row_with_its_reason(result):
     sections = json.loads(result.read_text())["sections"]
     row = sections["training-20"]["rows"][-1]
@@ -72,6 +74,7 @@ def test_a_missing_peer_is_a_row_with_its_reason(result):
         assert sections["gpu-training-128"]["rows"][0]["reason"] == "no CUDA device"
 
 
+@pytest.mark.slow
 def test_report_rewrites_its_part_of_the_readme(result, tmp_path):
     from benchmarks.report import BEGIN, END
 
@@ -90,6 +93,7 @@ def test_report_rewrites_its_part_of_the_readme(result, tmp_path):
     assert readme.read_text() == text
 
 
+@pytest.mark.slow
 def test_report_wants_its_marks(result, tmp_path):
     from benchmarks.report import main
 

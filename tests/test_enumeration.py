@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -17,6 +19,7 @@ from inference.pair import look_at
 from inference.particles import Scorer, record_of
 from inference.suitability import check_objective
 from tests.small_pairs import fit
+from tests.tiers import each
 
 PARALLEL = {"enumerate": "parallel"}
 LOC = torch.tensor([-2.0, 0.0, 2.0])
@@ -178,9 +181,14 @@ def test_masks_of_what_the_model_sums_over(how, on, x):
     agrees_with_pyro(model, guide, x)
 
 
-@pytest.mark.parametrize("on", [("c",), ("c", "x"), ("c", "z", "x")])
-@pytest.mark.parametrize("in_guide", ["", "handler", "distribution"])
-@pytest.mark.parametrize("in_model", ["", "handler", "distribution"])
+MASKED = itertools.product(
+    ["", "handler", "distribution"],
+    ["", "handler", "distribution"],
+    [("c",), ("c", "x"), ("c", "z", "x")],
+)
+
+
+@pytest.mark.parametrize(("in_model", "in_guide", "on"), each(2, MASKED, unpack=True))
 def test_masks_of_what_the_guide_sums_over(in_model, in_guide, on, x):
     model, guide = categorical_pair(in_model, in_guide, on)
     agrees_with_pyro(model, guide, x)

@@ -7,6 +7,7 @@ from torch import nn
 import inference
 import pyro_vae as pv
 from tests.likelihood_cases import PARTS, VARIANTS, WHOLE, some_data
+from tests.tiers import each
 
 
 def vae_of(name, fields, latent_dim=1, **parts):
@@ -38,7 +39,7 @@ def trained(vae, x, **how):
     )
 
 
-@pytest.mark.parametrize(("name", "fields"), [*VARIANTS, *WHOLE], ids=str)
+@pytest.mark.parametrize(("name", "fields"), each(2, [*VARIANTS, *WHOLE], unpack=True), ids=str)
 def test_training_raises_the_bound_and_importance_finds_the_integral(name, fields):
     vae, x = vae_of(name, fields)
     result = trained(vae, x)
