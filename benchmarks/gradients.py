@@ -1,15 +1,19 @@
-"""How noisy the gradient of each objective is: `python -m benchmarks.gradients`.
+"""How noisy the gradient of each objective is.
+
+    python -m benchmarks.gradients             # a minute on one core; and the README's table
+    python -m benchmarks.gradients --report    # the table only
 
 One small amortized pair with weights as initialised and again after some training. Of every
 objective the variance of its gradient, summed over the parameters of the model and over those of
 the guide, beside the squared norm of its mean, on one batch of 16 data. All take as many draws of
-each datum. Printed as a table, written to `results/gradients.json`.
+each datum.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import pyro
@@ -18,11 +22,14 @@ import torch
 from torch import nn
 
 import inference
+from benchmarks import machine, tables
+from benchmarks.report import rewritten
 from inference.isolation import own_randomness, own_store, validation
 from inference.pair import examine
 from inference.tracing import evaluate_loss
 
-RESULTS = Path(__file__).parent / "results" / "gradients.json"
+RESULTS = machine.ROOT / "benchmarks" / "results" / "gradients.json"
+BEGIN, END = "<!-- gradients:begin -->", "<!-- gradients:end -->"
 PARTICLES = 8
 OBJECTIVES = (
     inference.ELBO(num_particles=PARTICLES),
@@ -113,19 +120,34 @@ def measure(draws: int, epochs: int) -> dict:
         found["stages"][stage] = {
             label(objective): variances(vae, batch, objective, draws) for objective in OBJECTIVES
         }
-    return found
+    return found | {
+        "torch": torch.__version__.split("+")[0],
+        "commit": machine.commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
-def show(found: dict) -> str:
-    lines = [
-        f"{found['particles']} draws of each of {found['rows']} data; {found['draws']} repeats"
-    ]
-    for stage, rows in found["stages"].items():
-        lines += ["", stage, f"{'variance of the gradient of':<28}{'model':>12}{'guide':>12}"]
-        for name, row in rows.items():
-            numbers = f"{row['model_variance']:>12.3g}{row['guide_variance']:>12.3g}"
-            lines.append(f"{name:<28}{numbers}")
-    return "\n".join(lines)
+def block(found: dict) -> str:
+    """The README's part: noise against signal, of the model's gradient and of the guide's."""
+    stages = found["stages"]
+    how = (
+        f"`python -m benchmarks.gradients` on {found['date']}: torch {found['torch']}, commit "
+        f"{(found['commit'] or 'unknown')[:10]}. Variance of the gradient, summed over parameters, "
+        f"over the squared norm of its mean; {found['particles']} draws of each of {found['rows']} "
+        f"data, {found['draws']} repeats, a VAE of 16 binary pixels and 4 latents."
+    )
+    columns = [f"{part}, {stage}" for stage in stages for part in ("model", "guide")]
+    rows = []
+    for name in next(iter(stages.values())):
+        cells = []
+        for stage in stages.values():
+            for part in ("model", "guide"):
+                signal = stage[name][f"{part}_squared_norm"]
+                told = tables.number(stage[name][f"{part}_variance"] / signal)
+                cells.append(told if signal > 0 else "no signal")
+        rows.append([f"`{name}`", *cells])
+    table = tables.Table("", ["objective", *columns], rows, [])
+    return f"{tables.wrapped(how)}\n\n{tables.markdown(table)}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -133,10 +155,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--draws", type=int, default=150, help="repeats of each gradient")
     parser.add_argument("--epochs", type=int, default=20, help="of training between the stages")
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the JSON file goes")
+    parser.add_argument("--readme", type=Path, default=machine.ROOT / "README.md")
+    parser.add_argument("--report", action="store_true", help="rewrite the README's part only")
     options = parser.parse_args(arguments)
-    found = measure(options.draws, options.epochs)
-    print(show(found))
-    options.out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    if not options.report:
+        found = measure(options.draws, options.epochs)
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    part = block(json.loads(options.out.read_text("utf-8")))
+    print(part)
+    text = options.readme.read_text("utf-8")
+    options.readme.write_text(rewritten(text, part, BEGIN, END), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -566,3 +566,19 @@ def classifier_network():
     from pyro_vae.networks.mlp import MLP
 
     return MLP(hidden=(32,), activation="relu")
+
+
+def test_noise_of_gradients_and_its_report(tmp_path):
+    from benchmarks import gradients
+
+    readme, out = tmp_path / "README.md", tmp_path / "gradients.json"
+    readme.write_text(f"Before\n{gradients.BEGIN}\n{gradients.END}\nAfter\n")
+    arguments = ["--out", str(out), "--readme", str(readme)]
+    gradients.main(["--draws", "20", "--epochs", "1", *arguments])
+    told, found = readme.read_text(), json.loads(out.read_text())
+    analytic = found["stages"]["at the start"]["elbo (analytic KL)"]
+    share = analytic["model_variance"] / analytic["model_squared_norm"]
+    assert f"| `elbo (analytic KL)` | {share:.2f} |" in told
+    assert told.count("\n| `") == len(gradients.OBJECTIVES)
+    gradients.main(["--report", *arguments])
+    assert readme.read_text() == told
