@@ -383,3 +383,20 @@ def test_flows_lie_on_the_whole_space():
         assert support is constraints.real_vector
     prior = pv.priors.Flow().build(Shapes((4,), (2,)))
     assert prior.distribution().support.event_dim == 1
+
+
+@pytest.mark.parametrize("guide", ["spline", "coupling", "iaf"])
+def test_own_draws_are_scored_without_an_inverse(guide, monkeypatch):
+    """An autoregressive flow's inverse takes a pass a dimension."""
+    vae = pv.VAE(data_shape=(6,), latent_dim=5, guide=guide)
+
+    def inverse(*_):
+        raise AssertionError("inverted")
+
+    monkeypatch.setattr("pyro_vae.autoregressive._AutoregressiveBijection.back", inverse)
+    monkeypatch.setattr("pyro_vae.coupling._CouplingBijection.back", inverse)
+    q = vae.encode(torch.rand(3, 6).round())
+    assert q.log_prob(q.rsample()).shape == (3,)
+    if guide != "iaf":
+        with pytest.raises(AssertionError, match="inverted"):
+            q.log_prob(torch.zeros(3, 5))

@@ -56,5 +56,6 @@ class SplineModule(GuideModule):
     def distribution(self, parameters):
         loc, scale, context = parameters
         base = dist.Normal(self.zero.expand_as(loc), torch.ones_like(loc)).to_event(1)
-        place = dist.transforms.AffineTransform(loc, scale, event_dim=1)
+        # Each remembers its last draw: without that, its density would be found by inverting.
+        place = dist.transforms.AffineTransform(loc, scale, event_dim=1, cache_size=1)
         return dist.TransformedDistribution(base, [self.flow.bijection(context), place])
