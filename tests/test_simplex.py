@@ -167,6 +167,24 @@ def test_bounds_of_the_dirichlet_guide():
         assert all(bool(part.isfinite().all()) for part in (total, gradient))
 
 
+def test_a_wild_logistic_normal_guide_holds_few_entries(monkeypatch):
+    """What is held costs nothing under the prior: a guide that went there would never stop."""
+    vae = pv.VAE(data_shape=(6,), latent_dim=20, prior="logistic_normal", guide="logistic_normal")
+
+    def held():
+        torch.manual_seed(0)
+        with torch.no_grad():
+            wild = 100 * torch.randn(300, 40)
+            monkeypatch.setattr(vae.guide_module.encoder, "forward", lambda x: wild)
+            z = vae.encode(torch.zeros(300, 6)).sample((20,))
+        return float((z <= 1e-30).float().mean())
+
+    assert held() < 1e-3
+    monkeypatch.setattr("pyro_vae.guides.logistic_normal.MOST_LOC", 1e3)
+    monkeypatch.setattr("pyro_vae.guides.logistic_normal.MOST_LOG_SCALE", 7.0)
+    assert held() > 0.1
+
+
 def test_shapes():
     p = LogisticNormal(torch.randn(4, 1, 3), torch.rand(5, 3) + 0.1, validate_args=True)
     assert (p.batch_shape, p.event_shape) == ((4, 5), (3,))

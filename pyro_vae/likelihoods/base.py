@@ -10,9 +10,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Independent
 
+from pyro_vae.bounds import bounded
 from pyro_vae.component import Component
 from pyro_vae.errors import Unfinished
-from pyro_vae.likelihoods.bounds import bounded
 from pyro_vae.likelihoods.marked import MarkedPixels
 from pyro_vae.part import Part, Shapes
 
