@@ -94,6 +94,22 @@ def test_an_expert_whose_value_is_missing_has_no_say():
         assert float((vae.encode(moved, mask).mean - one.mean).abs().min()) > 0
 
 
+def test_experts_that_grow_wide_keep_their_say():
+    """In training scales grow towards the prior's before means tell anything."""
+    vae, (x, mask) = build("product_of_experts"), data()
+
+    def outputs(inputs):
+        return torch.cat([x.sum(1, keepdim=True), torch.full((len(x), 1), 7.0)], 1)
+
+    vae.guide_module.encoder.forward = outputs
+    with torch.no_grad():
+        vae.guide_module.log_share.fill_(-100.0)  # the experts of single values, too
+        mask[:] = False
+        q = vae.encode(x, mask)
+    torch.testing.assert_close(q.variance, torch.ones_like(q.variance), atol=1e-5, rtol=0)
+    torch.testing.assert_close(q.mean, x.sum(1, keepdim=True), atol=1e-4, rtol=0)
+
+
 def test_nan_stands_for_a_missing_value():
     x = torch.rand(20, 3)
     x[2, 1] = float("nan")

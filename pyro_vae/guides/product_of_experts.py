@@ -21,8 +21,10 @@ class ProductOfExperts(Guide, name="product_of_experts"):
     """q(z|x, m) ~ N(z; 0, I) N_all(z | x, m) prod_{d known} N(z; mu_d(x_d), diag s_d(x_d)^2).
 
     A product of Gaussians, so precisions add, and a missing value has no say (arXiv:1802.05335;
-    each value with an embedding of its place, arXiv:1809.11142). `network` makes mu_d and log s_d
-    of x_d and `embedding` learned numbers; the encoder is the expert on all known values together.
+    each value with an embedding of its place, arXiv:1809.11142). `network` makes mu_d / s_d^2 and
+    log s_d of x_d and `embedding` learned numbers; the encoder makes those of all known values
+    together. Not mu_d, whose say would end where an expert grows wide: guides of many values would
+    fall to the prior before the decoder had learned to use them.
     """
 
     needs_mask = True
@@ -44,16 +46,16 @@ class ProductOfExpertsModule(GuideModule):
         self.log_share = nn.Parameter(torch.tensor(-math.log(shapes.num_pixels)))
 
     def encode(self, x, given=None):
-        loc, raw = self.encoder(x).chunk(2, -1)
-        precision = positive(raw).square().reciprocal()
-        weighted, total = precision * loc, 1 + precision
+        weighted, raw = self.encoder(x).chunk(2, -1)
+        total = 1 + positive(raw).square().reciprocal()
         if given is not None:  # else a pseudo-input, of which the encoder alone speaks
             values = given.x.flatten(1).unsqueeze(-1)  # [N, D, 1]
             places = self.places.expand(*values.shape[:-1], -1)
-            mu, raw = self.expert(torch.cat([values, places], -1)).chunk(2, -1)
+            each, raw = self.expert(torch.cat([values, places], -1)).chunk(2, -1)
             known = given.mask.flatten(1).unsqueeze(-1)
-            each = positive(raw).square().reciprocal() * self.log_share.exp() * known
-            weighted, total = weighted + (each * mu).sum(-2), total + each.sum(-2)
+            precision = positive(raw).square().reciprocal() * self.log_share.exp()
+            weighted = weighted + (each * known).sum(-2) / math.sqrt(len(self.places))
+            total = total + (precision * known).sum(-2)
         return weighted / total, total.rsqrt()
 
     def distribution(self, parameters):
