@@ -1,4 +1,7 @@
-"""Graphs of tensor operations, compiled by torch's inductor."""
+"""Graphs of tensor operations, compiled by torch's inductor.
+
+The inductor takes seconds to import, so it is imported where something is compiled.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch._inductor
-import torch._inductor.config
-import torch._inductor.fx_passes.post_grad as post_grad
 from torch import Tensor, fx
 from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference.errors import CompilationError
 
 
 def _options(graph: fx.GraphModule) -> dict[str, Any]:
+    import torch._inductor.config as config
+    import torch._inductor.fx_passes.post_grad as post_grad
+
     options = {
         # Random numbers are drawn as in eager code: all engines see the same noise under one seed.
         "fallback_random": True,
@@ -32,7 +34,7 @@ def _options(graph: fx.GraphModule) -> dict[str, Any]:
     if not hasattr(post_grad, "_chain_random_ops_for_ordering"):
         # Releases that do not keep the order of draws otherwise.
         options |= {"reorder_for_locality": False, "reorder_for_peak_memory": False}
-    known = torch._inductor.config.get_config_copy()
+    known = config.get_config_copy()
     return {name: value for name, value in options.items() if name in known}
 
 
@@ -176,6 +178,8 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable:
     `inputs` are examples, which compiling may change.
     Raises: `CompilationError`, e.g. where the machine has no C++ compiler.
     """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
     examples = list(inputs)
     try:
         with torch.no_grad(), warnings.catch_warnings(), _quiet():
@@ -200,6 +204,8 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable:
 
 
 def _compiled(graph: fx.GraphModule, examples: list[Any]) -> Callable:
+    import torch._inductor
+
     compiled = torch._inductor.compile(_without_copies(graph), examples, options=_options(graph))
     if not callable(compiled):
         raise CompilationError("torch's inductor made no function of the graph")
