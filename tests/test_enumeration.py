@@ -583,7 +583,7 @@ def test_two_sites_and_a_value_of_probability_zero(x):
 
 
 @pytest.mark.parametrize("guide", [guide_of_z, guide_of_both])
-@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("particles", each(2, [3, 1]))
 def test_engines_agree(guide, particles, x, monkeypatch):
     """The recorded step, run operation by operation, takes the eager way."""
     monkeypatch.setattr("inference.engines.compiled.compile_graph", lambda graph, inputs: graph)

@@ -11,6 +11,7 @@ from pyro_vae.data.digits import Digits
 from pyro_vae.yaml_files import dump_yaml
 from tests.exact_models import agrees
 from tests.grids import triangle, whole_sphere
+from tests.tiers import each
 
 FISHER = {"name": "hyperspherical", "distribution": "von_mises_fisher"}
 PAIRS = [
@@ -102,7 +103,7 @@ def test_every_pair(prior, guide, latent_dim, digits):
         assert bool((found.std_error > 0).all())
 
 
-@pytest.mark.parametrize(("prior", "guide", "latent_dim"), PAIRS, ids=label)
+@pytest.mark.parametrize(("prior", "guide", "latent_dim"), each(2, PAIRS, unpack=True), ids=label)
 def test_traced_is_eager(prior, guide, latent_dim, digits):
     """`trace` holds the graph against the handlers; codes beyond counting are drawn eagerly."""
     vae = build(prior, guide, latent_dim).initialize(digits)

@@ -19,6 +19,7 @@ from tests.likelihood_cases import (
     outputs_of,
     some_data,
 )
+from tests.tiers import each
 
 MASKS = torch.tensor(list(product([0, 1], repeat=3)))
 NUM = {"mixed": 5}  # values a datum, where not 3
@@ -219,7 +220,7 @@ def unchecked():
     distribution.set_default_validate_args(validate)
 
 
-@pytest.mark.parametrize(("name", "fields"), [*VARIANTS, *WHOLE], ids=str)
+@pytest.mark.parametrize(("name", "fields"), each(2, [*VARIANTS, *WHOLE], unpack=True), ids=str)
 @pytest.mark.parametrize("training", [False, True])
 def test_densities_and_marginals_are_traced_bit_for_bit(name, fields, training, unchecked):
     module, outputs, x = case(name, fields, 6, dtype=torch.float32)

@@ -11,6 +11,7 @@ SHORT = {
     "01_quickstart.ipynb": "epochs = 5\nnum_samples = 50\n",
     "02_how_far_to_trust_log_px.ipynb": (
         "epochs = 2\nnum_samples = 100\nnum_simulated = 5\nnum_data = 5\n"
+        "temperatures = 5, 10\nby_draws_of = 10, 20\n"
     ),
     "03_where_the_gap_comes_from.ipynb": (
         "epochs = 2\nnum_data = 6\nsimulated = 50\nnum_draws = 20\n"
@@ -21,7 +22,7 @@ SHORT = {
 }
 
 
-@pytest.mark.usefixtures("own_components", "own_store")
+@pytest.mark.usefixtures("own_components", "own_store", "short_diagnosis")
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.ipynb")))
 def test_notebook_runs(name, capsys, monkeypatch):
     """Its cells in this process: a kernel would take seconds to start and hide warnings."""

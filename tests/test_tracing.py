@@ -202,7 +202,7 @@ def in_a_plate(pair, data):
     return False
 
 
-@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("particles", each(2, [3, 1]))
 @pytest.mark.parametrize("name", PAIRS)
 def test_every_other_pair_traced_is_the_pair(name, particles, params):
     torch.manual_seed(0)
