@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pyro
 import pytest
 import torch
 
@@ -97,3 +98,22 @@ def test_log_p_is_given_the_weights():
 def test_only_decoders_have_weights_that_are_latents():
     with pytest.raises(SpecError, match="weights that are latents are for decoders"):
         pv.VAE(data_shape=(4,), encoder="bayesian_mlp")
+
+
+def test_the_prior_of_output_biases_is_centred_where_the_data_are():
+    """And stays there when the weights are saved and loaded."""
+    x = torch.zeros(50, 5)
+    x[:25, 0] = 1.0
+    vae = pv.VAE(data_shape=(5,), latent_dim=2, decoder={"name": "bayesian_mlp", "hidden": [4]})
+    assert bool((vae.decoder.prior_loc == 0).all())
+    vae.initialize(x)
+    bias = vae.decoder.prior_loc[-5:]
+    assert float(bias[0]) == pytest.approx(0.0, abs=1e-6)
+    assert float(bias[1:].max()) < -3
+    torch.testing.assert_close(bias, vae.decoder.loc.detach()[-5:])
+    assert bool((vae.decoder.prior_loc[:-5] == 0).all())
+    other = pv.VAE.from_spec(vae.spec)
+    other.load_state_dict(vae.state_dict())
+    with pyro.plate("data", 1), torch.no_grad():
+        drawn = torch.stack([other.decoder.sample_prior() for _ in range(400)])
+    assert float((drawn.mean(0) - vae.decoder.prior_loc).abs().max()) < 0.25

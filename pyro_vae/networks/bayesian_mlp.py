@@ -19,6 +19,8 @@ SITE = "decoder_weights"
 class BayesianMLP(Network, name="bayesian_mlp"):
     """Dense layers with weights W ~ N(0, scale^2 / fan_in) and biases b ~ N(0, scale^2).
 
+    Output biases are N(b_0, scale^2) around what fits the training data without z, once that is
+    set (`VAE.initialize`): at N(0, 1) a pixel that is nearly always black would cost some 20 nats.
     The guide is q(W, b) = N(m, diag s^2), s starting at `initial_scale` / sqrt(fan_in)
     (arXiv:1312.6114, appendix F; arXiv:1505.05424). One site, "decoder_weights", outside the data
     plate. Of decoders alone: evidence is log p(x | draws of the weights).
@@ -38,6 +40,7 @@ class BayesianMLP(Network, name="bayesian_mlp"):
 class BayesianNet(nn.Module):
     """`[..., *in_shape]` to `[..., *out_shape]`, by weights `[*particles, 1, P]` or `[P]`."""
 
+    prior_loc: Tensor
     prior_scale: Tensor
 
     def __init__(self, spec: BayesianMLP, in_shape: tuple[int, ...], out_shape: tuple[int, ...]):
@@ -54,14 +57,14 @@ class BayesianNet(nn.Module):
             start += [weights.T.flatten(), torch.zeros(below)]
             scales += [torch.full((above * below,), above**-0.5), torch.ones(below)]
         flat = torch.cat(scales)
+        self.register_buffer("prior_loc", torch.zeros_like(flat))
         self.register_buffer("prior_scale", spec.scale * flat, persistent=False)
         self.loc = nn.Parameter(torch.cat(start))
         self.log_scale = nn.Parameter((spec.initial_scale * flat).log())
 
     def sample_prior(self) -> Tensor:
         """The model's site."""
-        zero = torch.zeros_like(self.prior_scale)
-        return pyro.sample(SITE, dist.Normal(zero, self.prior_scale).to_event(1))
+        return pyro.sample(SITE, dist.Normal(self.prior_loc, self.prior_scale).to_event(1))
 
     def sample_guide(self) -> Tensor:
         """The guide's site."""
@@ -84,5 +87,6 @@ class BayesianNet(nn.Module):
 
     @torch.no_grad()
     def set_output_bias(self, value: Tensor) -> bool:
-        self.loc[-value.numel() :] = value.flatten().to(self.loc)
+        for biases in (self.loc, self.prior_loc):
+            biases[-value.numel() :] = value.flatten().to(biases)
         return True
