@@ -48,7 +48,7 @@ def of_missing(rows: Rows, folder: str) -> list[str]:
     columns = ["prediction of hidden pixels", "epochs, images", "RMSE", "Brier", "log loss, nats"]
     title = (
         f"Half of all pixels hidden (preset `missing_mnist`), {count:,} MNIST test images, known "
-        "pixels excluded."
+        "pixels excluded"
     )
     best = min(rows, key=lambda name: rows[name]["brier"])
     other = "probabilistic PCA"
@@ -111,7 +111,7 @@ def of_topics(rows: Rows, text: str, folder: str) -> list[str]:
     ]
     made = next(row for name, row in rows.items() if name.startswith("made"))
     real = [row for name, row in rows.items() if name.startswith("real")]
-    title = f"Topics (preset `topics`), {made['num_data']} held-out documents each."
+    title = f"Topics (preset `topics`), {made['num_data']} held-out documents each"
     said = [
         f"{name} less {against} {_paired(rows, name, against, 'words')}"
         for name, against in (
@@ -170,7 +170,7 @@ def of_few(rows: Rows) -> list[str]:
         f"by AIS, {few.BY_CHAINS} images",
     ]
     count = next(iter(rows.values()))["num_data"]
-    title = f"Trained on 500 images (preset `bayesian_mnist`), {count:,} MNIST test images, nats."
+    title = f"Trained on 500 images (preset `bayesian_mnist`), {count:,} MNIST test images, nats"
     said = []
     for seed in few.SEEDS:
         mine = f"bayesian, seed {seed}"
