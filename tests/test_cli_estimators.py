@@ -50,7 +50,10 @@ def command(run, name):
     return list(map(str, chosen))
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+LONG = {"quadrature": [pytest.mark.slow]}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=LONG.get(n, ())) for n in ESTIMATORS])
 def test_stopped_and_gone_on_with(name, run, small_tiles, monkeypatch, capsys):
     assert main(command(run, name)) == 0
     kind = kind_of(name)

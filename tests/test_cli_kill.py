@@ -136,10 +136,10 @@ def resumed(run):
 
 MOMENTS = [
     {"after": 0.0},  # as soon as there is a folder
-    {"epochs": 6},
     {"in_checkpoint": 3},  # written beside its place, not yet put there
 ]
 MORE = [
+    {"epochs": 6},
     {"after": -0.5},  # before there is a folder
     {"after": 0.1},
     {"after": 0.3},

@@ -179,7 +179,7 @@ def test_against_the_closed_form(interpreted):
     assert float(found.std_error.max()) < 0.2
 
 
-@pytest.mark.parametrize("family", each(2, ["vamp", "standard_normal"]))
+@pytest.mark.parametrize("family", each(2, ["standard_normal", "vamp"]))
 def test_machine_code_gives_the_same_estimate(family):
     small, x = vae(pv.priors.VampPrior(components=5) if family == "vamp" else family), pixels(4)
     eager = values(small.model, small.guide, x, "eager", samples=200)
