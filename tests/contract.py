@@ -16,7 +16,7 @@ from pyro_vae.likelihoods.base import Likelihood
 
 # So many values tell which pattern a datum shows: there is much to learn.
 SHAPE = (8, 8)
-LEVELS = 16  # of grey, of a likelihood with an output for each
+LEVELS = 16  # of grey, for a likelihood with an output for each; they are among the 256, too
 COLUMNS = {"gaussian": 16, "bernoulli": 12, "poisson": 4}  # of a table
 ROWS = 64
 STEPS = 30
@@ -48,8 +48,7 @@ def data_for(support: str, rows=ROWS):
         return torch.cat([real, (yes > 0).float(), (3 * (3 * rate).sigmoid()).round()], 1)
     return {
         "binary": (raw > 0).float(),
-        "levels": (share * (LEVELS - 1)).round()
-        / (LEVELS - 1),  # among the 256, too: 255 = 17 x 15
+        "levels": (share * (LEVELS - 1)).round() / (LEVELS - 1),
         "unit": share,
         "inside": share.clamp(0.01, 0.99),
         "count": (3 * share).round(),
